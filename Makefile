@@ -1,0 +1,53 @@
+# `make demo` and `make test` set up what they need in .venv, and again only when what they depend on changes.
+
+PYTHON ?= python3
+DECLARED := pyproject.toml constraints.txt
+# torch by itself and first: resolved together with the rest, a build for another device may win.
+INSTALL_TORCH = install --constraint constraints.txt torch
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench venv bench-env clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## train a small ResNet, quantize it by passes, show what that gained
+	.venv/bin/lowbit demo
+
+test: .venv/.installed ## run the tests
+	.venv/bin/pytest
+
+lint: .venv/.lint ## check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+bench: .venv-bench/.installed ## measure everything, next to torchao, and write benchmarks/RESULTS.md
+	.venv-bench/bin/python benchmarks/graph_work.py --write
+	.venv-bench/bin/python benchmarks/calibration.py --write
+	.venv-bench/bin/python benchmarks/accuracy.py --write
+	.venv-bench/bin/python benchmarks/latency.py --peer --write
+
+venv: .venv/.installed ## set up .venv
+bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to compare with
+
+.venv/.installed: $(DECLARED)
+	@echo "setting up .venv; this takes a minute"
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	.venv/bin/pip $(INSTALL_TORCH)
+	.venv/bin/pip install --constraint constraints.txt --editable '.[test,demo]'
+	touch $@
+
+.venv/.lint: .venv/.installed
+	.venv/bin/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-bench/.installed: $(DECLARED)
+	@echo "setting up .venv-bench; this takes a minute"
+	test -x .venv-bench/bin/pip || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip $(INSTALL_TORCH)
+	.venv-bench/bin/pip install --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+clean: ## remove the environments and everything generated
+	rm -rf .venv .venv-bench out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist

@@ -1,0 +1,161 @@
+"""Annotating a float graph from operator patterns.
+
+Operators that compute ask for low-precision inputs; their output is quantized by whoever reads it in low
+precision, or not at all. Operators that move values (pooling, concatenation, reshapes) follow: they run in low
+precision where their inputs are there already and a reader wants the result, and then share one scale
+throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import attrs
+import torch
+from torch.fx import Graph, Node
+
+from ..ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
+from ..ir.ledger import Ledger
+from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
+from ..matchers.match import Match
+from ..matchers.operator_pattern import OperatorPattern, Role, Sharing
+
+__all__ = ["ConfigOf", "annotate_patterns"]
+
+ConfigOf = Callable[[tuple[Node, ...]], "QuantizationConfig | None"]
+"""The configuration for the operators of a match; None leaves them float."""
+
+
+@attrs.define
+class _Annotator:
+    graph: Graph
+    config_of: ConfigOf
+    ledger: Ledger
+    claimed: set[Node]
+    low_outputs: set[Node] = attrs.Factory(set)
+    """Outputs of operators that can write low precision."""
+    low_edges: dict[Node, QuantizationSpec] = attrs.Factory(dict)
+    """Tensors that some operator reads in low precision, with the spec of the first such edge."""
+
+
+def annotate_patterns(
+    graph: Graph, patterns: Iterable[OperatorPattern], config_of: ConfigOf, ledger: Ledger
+) -> None:
+    """Annotate every occurrence of ``patterns`` in a canonical float graph.
+
+    Larger patterns come first; operators that are annotated already are left alone. What is not quantized has
+    its reason in ``ledger``.
+    """
+    ordered = sorted(patterns, key=lambda p: -p.size)
+    state = _Annotator(graph, config_of, ledger, {node for node in graph.nodes if is_annotated(node)})
+    for pattern in ordered:
+        if pattern.sharing is Sharing.INDEPENDENT:
+            _annotate_compute(state, pattern)
+    followers = {p.anchor: p for p in ordered if p.sharing is Sharing.SAME_AS_INPUT}
+    _annotate_followers(state, followers)
+    _explain_rest(state)
+
+
+def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
+    for anchor in state.graph.find_nodes(op="call_function", target=pattern.anchor):
+        if anchor in state.claimed:
+            continue
+        match = pattern.matcher.match_at(anchor, claimed=state.claimed)
+        if not isinstance(match, Match):
+            continue
+        config = state.config_of(match.nodes)
+        if config is None:
+            state.ledger.missed("not-configured", anchor, "no configuration applies to it")
+            continue
+        refusal = pattern.refusal(match)
+        if refusal is not None:
+            state.ledger.missed(refusal, anchor, f"as {pattern.name}")
+            continue
+        _annotate_match(state, pattern, match, config)
+
+
+def _annotate_match(
+    state: _Annotator, pattern: OperatorPattern, match: Match, config: QuantizationConfig
+) -> None:
+    inputs: dict[Node, dict[Node, QuantizationSpecBase | None]] = {node: {} for node in match.nodes}
+    placeholders = pattern.matcher.pattern.find_nodes(op="placeholder")
+    for placeholder, role, bound in zip(placeholders, pattern.roles, match.placeholder_nodes, strict=True):
+        spec = _spec(config, role)
+        if bound is None or spec is None:
+            continue
+        for pattern_user in placeholder.users:
+            user = match.nodes_map[pattern_user]
+            assert user is not None  # only inputs of a pattern may be absent
+            inputs[user][bound] = spec
+        if role is Role.ACTIVATION:
+            state.low_edges.setdefault(bound, spec)
+    for node in match.nodes:
+        set_annotation(node, QuantizationAnnotation(inputs[node], _annotated=True))
+        state.ledger.quantized(node, pattern.name)
+    state.claimed.update(match.nodes)
+    state.low_outputs.add(match.anchor)
+
+
+def _spec(config: QuantizationConfig, role: Role) -> QuantizationSpec | None:
+    return {
+        Role.ACTIVATION: config.input_activation,
+        Role.WEIGHT: config.weight,
+        Role.BIAS: config.bias,
+    }[role]
+
+
+def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPattern]) -> None:
+    candidates = [
+        node
+        for node in state.graph.nodes
+        if node.op == "call_function" and node.target in followers and node not in state.claimed
+    ]
+    # Backwards: who is wanted by a reader, and in which spec. Forwards: who has its inputs in low precision.
+    wanted = dict(state.low_edges)
+    for node in reversed(candidates):
+        if node in wanted:
+            for source in node.all_input_nodes:
+                wanted.setdefault(source, wanted[node])
+    low = state.low_outputs | set(state.low_edges)
+    for node in candidates:
+        if node not in wanted:
+            state.ledger.missed("no-low-precision-reader", node, "its result is read in float only")
+        elif not all(source in low for source in node.all_input_nodes):
+            state.ledger.missed("float-input", node, "not all of its inputs are in low precision")
+        elif state.config_of((node,)) is None:
+            state.ledger.missed("not-configured", node, "no configuration applies to it")
+        elif not _is_float32(node):
+            state.ledger.missed("activation-not-float32", node)
+        else:
+            _annotate_follower(node, wanted[node])
+            state.ledger.quantized(node, followers[node.target].name)
+            state.claimed.add(node)
+            low.add(node)
+
+
+def _is_float32(node: Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.dtype is torch.float32
+
+
+def _annotate_follower(node: Node, spec: QuantizationSpec) -> None:
+    first, *others = node.all_input_nodes
+    shared = SharedQuantizationSpec((first, node))
+    set_annotation(
+        node,
+        QuantizationAnnotation(
+            input_qspec_map={first: spec, **dict.fromkeys(others, shared)},
+            output_qspec=shared,
+            _annotated=True,
+        ),
+    )
+
+
+def _explain_rest(state: _Annotator) -> None:
+    """Float operators that no pattern asked about: the backend has nothing for them."""
+    decided = {decision.node for decision in state.ledger.decisions}
+    for node in state.graph.nodes:
+        if node.op == "call_function" and node not in state.claimed and node.name not in decided:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                state.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")

@@ -1,0 +1,34 @@
+"""What a backend is: data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from ..ir.quantizer import Quantizer
+from ..matchers.operator_pattern import OperatorPattern
+from ..passes.pipeline import Pipeline
+
+__all__ = ["Backend"]
+
+
+@attrs.frozen(eq=False)
+class Backend:
+    """A target that graphs are quantized for.
+
+    Args:
+        name: kebab- or snake-case name, unique among registered backends.
+        patterns: what it can run in low precision.
+        quantizer: makes its quantizer, configured with its default preset.
+        prepare: FLOAT → OBSERVED.
+        convert: OBSERVED → QDQ.
+        lower: QDQ → LOWERED.
+    """
+
+    name: str
+    patterns: tuple[OperatorPattern, ...]
+    quantizer: Callable[[], Quantizer]
+    prepare: Pipeline
+    convert: Pipeline
+    lower: Pipeline

@@ -1,0 +1,21 @@
+"""X86 CPUs through Inductor: int8 kernels of oneDNN."""
+
+from ...passes import EmitInductor, PackWeights, Pipeline
+from ..base import Backend
+from ..pipelines import CONVERT, PREPARE
+from ..registry import register_backend
+from .patterns import PATTERNS
+from .quantizer import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+
+__all__ = ["X86_INDUCTOR", "X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
+
+X86_INDUCTOR = register_backend(
+    Backend(
+        name="x86_inductor",
+        patterns=PATTERNS,
+        quantizer=lambda: X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
+        prepare=PREPARE,
+        convert=CONVERT,
+        lower=Pipeline((EmitInductor(), PackWeights())),
+    )
+)

@@ -1,0 +1,90 @@
+"""``X86InductorQuantizer`` and its default configuration, under the names of PyTorch's tutorials."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ...errors import UnsupportedError
+from ...ir.ledger import Ledger
+from ...ir.observers import HistogramObserver, PerChannelMinMaxObserver
+from ...ir.quantizer import Quantizer
+from ...ir.specs import QuantizationConfig, QuantizationSpec
+from ..annotation import annotate_patterns
+from .patterns import PATTERNS
+
+__all__ = ["X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
+
+_EPS = 2**-12
+
+
+def get_default_x86_inductor_quantization_config(
+    is_qat: bool = False, is_dynamic: bool = False, reduce_range: bool = False
+) -> QuantizationConfig:
+    """The default preset: static, 8 bits.
+
+    Activations are uint8 in [0, 255], affine, one scale a tensor, found by a histogram; weights int8 in
+    [-128, 127], symmetric, one scale an output channel; biases stay float.
+
+    Args:
+        is_qat: a preset for quantization-aware training.
+        is_dynamic: find activation ranges at run time.
+        reduce_range: keep activations in [0, 127]; for CPUs without VNNI, whose kernels saturate with 8 bits.
+
+    Raises:
+        UnsupportedError: ``is_qat`` or ``is_dynamic``, which this version does not have for X86.
+    """
+    if is_qat or is_dynamic:
+        raise UnsupportedError(
+            f"the X86 preset has no {'QAT' if is_qat else 'dynamic'} mode yet",
+            hint="use the static preset: get_default_x86_inductor_quantization_config()",
+        )
+    activation = QuantizationSpec(
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=127 if reduce_range else 255,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=_EPS),
+    )
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
+    )
+    return QuantizationConfig(activation, activation, weight, None, is_qat=False)
+
+
+class X86InductorQuantizer(Quantizer):
+    """Quantizes for X86 CPUs through Inductor.
+
+    ::
+
+        quantizer = X86InductorQuantizer()
+        quantizer.set_global(get_default_x86_inductor_quantization_config())
+    """
+
+    backend_name = "x86_inductor"
+
+    def __init__(self) -> None:
+        self._global: QuantizationConfig | None = None
+        self._ledger = Ledger()
+
+    def set_global(self, quantization_config: QuantizationConfig | None) -> X86InductorQuantizer:
+        """Quantize every operator that the backend can run with this configuration; None leaves all float."""
+        self._global = quantization_config
+        return self
+
+    def bind_ledger(self, ledger: Ledger) -> None:
+        """Write decisions to ``ledger``."""
+        self._ledger = ledger
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the operators that the backend's patterns describe."""
+        annotate_patterns(model.graph, PATTERNS, self._config_of, self._ledger)
+        return model
+
+    def _config_of(self, nodes: tuple[Node, ...]) -> QuantizationConfig | None:
+        return self._global

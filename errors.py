@@ -1,0 +1,126 @@
+"""The errors and warnings that lowbit raises.
+
+Every error says what was found, where it was found (pass, node, module path and source line of the user's
+model, as far as they are known) and what to do about it. Each type is also the built-in type that fits, so
+that ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnnotationError",
+    "CalibrationDataError",
+    "CaptureError",
+    "GraphInputError",
+    "LoweringError",
+    "LowbitError",
+    "LowbitWarning",
+    "NotCalibratedError",
+    "NothingQuantizedWarning",
+    "PassFailedError",
+    "PatternError",
+    "PipelineError",
+    "SharingError",
+    "SpecError",
+    "StageError",
+    "UnknownNameError",
+    "UnsupportedError",
+]
+
+
+class LowbitError(Exception):
+    """Base of all lowbit errors.
+
+    Args:
+        found: what was found, one sentence.
+        where: the places it was found at, one line each (node, module path, source line).
+        hint: what to do next, one sentence.
+
+    ``pass_name`` is filled in by the pass manager when the error leaves a pass.
+    """
+
+    def __init__(self, found: str, *, where: str | tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(found)
+        self.found = found
+        self.where = (where,) if isinstance(where, str) else tuple(where)
+        self.hint = hint
+        self.pass_name: str | None = None
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.pass_name is not None:
+            lines.append(f"  in pass: {self.pass_name}")
+        for place in self.where:
+            first, *rest = place.splitlines() or [""]
+            lines.append(f"  at: {first}")
+            lines.extend(f"      {line}" for line in rest)
+        if self.hint:
+            lines.append(f"  do: {self.hint}")
+        return "\n".join(lines)
+
+
+class SpecError(LowbitError, ValueError):
+    """A quantization spec whose fields contradict each other."""
+
+
+class AnnotationError(LowbitError, ValueError):
+    """An annotation names something that is not in the graph, or that cannot be quantized."""
+
+
+class SharingError(LowbitError, ValueError):
+    """Sharing of quantization parameters that cannot be resolved: a dangling anchor, a cycle, a conflict."""
+
+
+class GraphInputError(LowbitError, TypeError):
+    """The model handed in is not what the verb works on (for example a module that was not exported)."""
+
+
+class StageError(LowbitError, ValueError):
+    """A graph is not at the stage that a pass or a verb needs, or breaks the rules of its stage."""
+
+
+class PipelineError(LowbitError, ValueError):
+    """A pipeline whose text does not parse or whose passes do not fit together."""
+
+
+class UnknownNameError(LowbitError, KeyError):
+    """A name of a pass, backend or module that does not exist; the hint has the nearest ones."""
+
+    # KeyError.__str__ would print the repr of the message.
+    __str__ = LowbitError.__str__
+
+
+class PassFailedError(LowbitError, RuntimeError):
+    """A pass raised something other than a lowbit error, or reported its change wrongly."""
+
+
+class PatternError(LowbitError, ValueError):
+    """A pattern that cannot be matched by construction (unconnected, several outputs unnamed, …)."""
+
+
+class CaptureError(LowbitError, RuntimeError):
+    """A torch function that could not be captured as a pattern."""
+
+
+class NotCalibratedError(LowbitError, RuntimeError):
+    """Conversion was asked of observers that never saw data."""
+
+
+class CalibrationDataError(LowbitError, ValueError):
+    """Data with NaN or infinity, or of a form the model cannot take, met during calibration."""
+
+
+class LoweringError(LowbitError, RuntimeError):
+    """A graph that the chosen backend cannot lower."""
+
+
+class UnsupportedError(LowbitError, NotImplementedError):
+    """Something that lowbit does not do; the hint says what to use instead."""
+
+
+class LowbitWarning(UserWarning):
+    """Base of all lowbit warnings."""
+
+
+class NothingQuantizedWarning(LowbitWarning):
+    """A whole model was prepared and no tensor of it will be quantized."""

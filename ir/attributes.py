@@ -1,0 +1,245 @@
+"""Tensors of a graph module by the dotted targets of its ``get_attr`` nodes.
+
+A tensor is replaced, never written into: passes work on a copy of the module tree that shares its tensors
+with the caller's model.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ..errors import GraphInputError, UnknownNameError
+from .aliasing import aliased_inputs, written_inputs
+from .location import locate
+
+__all__ = [
+    "FreeNames",
+    "constant_value",
+    "delete_unused",
+    "get_attribute",
+    "get_tensor",
+    "is_constant",
+    "nested_graph_modules",
+    "set_tensor",
+]
+
+
+def get_attribute(root: torch.nn.Module, target: str) -> object:
+    """What ``root`` has at the dotted ``target``.
+
+    Raises:
+        UnknownNameError: there is nothing.
+    """
+    value: object = root
+    for name in target.split("."):
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            raise UnknownNameError(
+                f"the module has no attribute {target!r}",
+                hint=f"{name!r} is the part that is missing; nodes must go before the attributes they read",
+            ) from None
+    return value
+
+
+def get_tensor(gm: torch.nn.Module, target: str) -> torch.Tensor:
+    """The parameter, buffer or constant at the dotted ``target``.
+
+    Raises:
+        UnknownNameError: there is nothing.
+        GraphInputError: it is not a tensor.
+    """
+    value = get_attribute(gm, target)
+    if not isinstance(value, torch.Tensor):
+        raise GraphInputError(
+            f"attribute {target!r} is a {type(value).__name__}, not a tensor",
+            hint="submodules are reached with get_attribute",
+        )
+    return value
+
+
+def set_tensor(
+    gm: torch.nn.Module, target: str, tensor: torch.Tensor, *, like: torch.Tensor | None = None
+) -> None:
+    """Put ``tensor`` at the dotted ``target``, in place of what stood there; missing parents are created.
+
+    ``like``, by default the tensor it replaces, says what it becomes: a parameter with the same
+    ``requires_grad`` when ``like`` is a parameter and ``tensor`` is floating-point, a buffer otherwise. A
+    replaced buffer stays persistent or not.
+
+    Raises:
+        GraphInputError: a part of ``target`` is taken by something that is neither a module nor a tensor.
+    """
+    *parents, name = target.split(".")
+    owner = gm
+    for part in parents:
+        child = getattr(owner, part, None)
+        if child is None:
+            child = torch.nn.Module()
+            owner.add_module(part, child)
+        if not isinstance(child, torch.nn.Module):
+            raise _taken(target, part, child)
+        owner = child
+    old = getattr(owner, name, None)
+    if old is not None and not isinstance(old, torch.Tensor):
+        raise _taken(target, name, old)
+
+    like = old if like is None else like
+    persistent = name not in owner._non_persistent_buffers_set
+    if hasattr(owner, name):
+        delattr(owner, name)
+    if isinstance(like, torch.nn.Parameter) and (tensor.is_floating_point() or tensor.is_complex()):
+        parameter = torch.nn.Parameter(tensor.detach(), requires_grad=like.requires_grad)
+        owner.register_parameter(name, parameter)
+    else:
+        owner.register_buffer(name, tensor.detach(), persistent=persistent)
+
+
+def _taken(target: str, part: str, value: object) -> GraphInputError:
+    return GraphInputError(
+        f"no tensor can be put at {target!r}: {part!r} is a {type(value).__name__} already",
+        hint="ask FreeNames for a name that is free",
+    )
+
+
+class FreeNames:
+    """Hands out attribute names that a module does not use.
+
+    The names in use are counted through at most once per prefix, so that n names cost O(n).
+    """
+
+    def __init__(self, gm: torch.nn.Module) -> None:
+        self._root = gm
+        self._given: set[str] = set()
+        self._suffixes: dict[str, itertools.count[int]] = {}
+
+    def fresh(self, prefix: str) -> str:
+        """``prefix`` itself if that is free, else the first free one of ``prefix_1``, ``prefix_2``, …"""
+        suffixes = self._suffixes.setdefault(prefix, itertools.count())
+        for n in suffixes:
+            name = f"{prefix}_{n}" if n else prefix
+            if name not in self._given and not self._exists(name):
+                break
+        else:  # a count has no end
+            raise AssertionError
+        self._given.add(name)
+        return name
+
+    def _exists(self, target: str) -> bool:
+        value: object = self._root
+        for name in target.split("."):
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
+
+
+def is_constant(node: Node) -> bool:
+    """Whether ``node`` reads a tensor of the module that its graph never writes into.
+
+    Writes are followed through views of what ``node`` reads. A write through another ``get_attr`` node of the
+    same target is not seen: the ``normalize`` pass leaves one node per target.
+    """
+    if node.op != "get_attr":
+        return False
+    seen = {node}
+    todo = [node]
+    while todo:
+        value = todo.pop()
+        for user in value.users:
+            if value in written_inputs(user):
+                return False
+            if user not in seen and value in aliased_inputs(user):
+                seen.add(user)
+                todo.append(user)
+    return True
+
+
+def constant_value(gm: torch.nn.Module, node: Node) -> torch.Tensor:
+    """The tensor that a constant ``node`` reads (see :func:`is_constant`), detached.
+
+    Raises:
+        GraphInputError: ``node`` is not constant, or what it reads is not a tensor.
+    """
+    if not is_constant(node):
+        raise GraphInputError(
+            "the value of a node was asked for that is not constant",
+            where=locate(node),
+            hint="check is_constant first",
+        )
+    return get_tensor(gm, str(node.target)).detach()
+
+
+def nested_graph_modules(gm: GraphModule) -> tuple[GraphModule, ...]:
+    """The graph modules that nodes of ``gm`` refer to (bodies of ``cond``, ``while_loop``, …), transitively.
+
+    In the order their references stand in the graphs, each once, without ``gm`` itself.
+    """
+    found = {id(gm): gm}
+    todo = [gm]
+    while todo:
+        owner = todo.pop(0)
+        for node in owner.graph.nodes:
+            if node.op in ("get_attr", "call_module"):
+                value = get_attribute(owner, node.target)
+                if isinstance(value, GraphModule) and id(value) not in found:
+                    found[id(value)] = value
+                    todo.append(value)
+    del found[id(gm)]
+    return tuple(found.values())
+
+
+@attrs.define
+class _Usage:
+    """What nodes refer to: per container the names in use, and modules to keep as they are."""
+
+    names: dict[int, set[str]] = attrs.Factory(dict)
+    whole: set[int] = attrs.Factory(set)
+
+    def note(self, owner: GraphModule, target: str) -> None:
+        value: object = owner
+        for name in target.split("."):
+            self.names.setdefault(id(value), set()).add(name)
+            value = getattr(value, name)
+        if isinstance(value, torch.nn.Module) and not isinstance(value, GraphModule):
+            self.whole.add(id(value))
+
+
+def delete_unused(gm: GraphModule) -> tuple[str, ...]:
+    """Remove the parameters, buffers, constants and submodules that no node refers to any more.
+
+    What counts is the name a node reads: of a tensor with two names the unread one goes, the tensor itself
+    stays. A submodule that a ``call_module`` node calls stays as it is; a nested graph module is kept, and
+    keeps what its own graph refers to.
+
+    Returns:
+        The dotted names removed, those of a module before those of its submodules.
+    """
+    usage = _Usage()
+    for owner in (gm, *nested_graph_modules(gm)):
+        for node in owner.graph.nodes:
+            if node.op in ("get_attr", "call_module"):
+                usage.note(owner, node.target)
+    removed: list[str] = []
+    visited: set[int] = set()
+
+    def sweep(module: torch.nn.Module, path: str) -> None:
+        if id(module) in usage.whole or id(module) in visited:
+            return
+        visited.add(id(module))
+        used = usage.names.get(id(module), set())
+        plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+        for name in (*module._parameters, *module._buffers, *plain, *module._modules):
+            if name not in used:
+                delattr(module, name)
+                removed.append(path + name)
+        for name, child in module._modules.items():
+            if child is not None:
+                sweep(child, f"{path}{name}.")
+
+    sweep(gm, "")
+    return tuple(removed)

@@ -1,0 +1,132 @@
+"""Copying a graph module: a new graph and module tree over the same tensors.
+
+Passes work on such a copy, so that a failing one leaves the caller's module as it was. This module holds the
+uses of ``torch.fx`` internals that a copy without generating code needs (``Graph._codegen``,
+``GraphModule._graph``); ``tests/ir/test_clone.py`` says when they move.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import attrs
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .specs import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
+
+__all__ = ["clone_graph_module"]
+
+# What torch.export puts on the instance: bound to the original module, and there to refuse train() and
+# eval(), which the tutorials' own calibration loop calls.
+_BOUND_OVERRIDES = frozenset({"train", "eval"})
+
+
+def clone_graph_module(gm: GraphModule) -> GraphModule:
+    """A copy of ``gm`` whose graph and modules may be changed freely; its tensors are those of ``gm``.
+
+    Submodules are copied as containers (an observer keeps its statistics tensors, a branch of ``cond`` its own
+    graph copy). Annotations point at the copy's nodes. The copy's code is not generated: call ``recompile``.
+    """
+    copies: dict[int, torch.nn.Module] = {}
+    return _clone_graph_module(gm, copies)
+
+
+def _clone_graph_module(gm: GraphModule, copies: dict[int, torch.nn.Module]) -> GraphModule:
+    new = GraphModule(torch.nn.Module(), Graph())
+    fresh = set(new.__dict__)
+    copies[id(gm)] = new
+    # Whatever the user keeps on the module comes along; what GraphModule itself keeps is made anew, apart
+    # from nn.Module's own state, which _copy_state handles.
+    new.__dict__.update(
+        {k: v for k, v in gm.__dict__.items() if k not in fresh and k not in _BOUND_OVERRIDES}
+    )
+    _copy_state(gm, new, copies)
+    new.meta = dict(gm.meta)
+    graph, node_map = _clone_graph(gm.graph)
+    _remap_annotations(graph, node_map)
+    new._graph = graph
+    graph.owning_module = new
+    return new
+
+
+def _clone_module(module: torch.nn.Module, copies: dict[int, torch.nn.Module]) -> torch.nn.Module:
+    done = copies.get(id(module))
+    if done is not None:
+        return done
+    if isinstance(module, GraphModule):
+        return _clone_graph_module(module, copies)
+    new = module.__class__.__new__(module.__class__)
+    copies[id(module)] = new
+    new.__dict__.update(module.__dict__)
+    _copy_state(module, new, copies)
+    return new
+
+
+def _copy_state(
+    module: torch.nn.Module, new: torch.nn.Module, copies: dict[int, torch.nn.Module]
+) -> None:
+    for key, value in module.__dict__.items():
+        # Parameters, buffers, hooks: dicts and sets of nn.Module, which the copy must be free to change.
+        if key.startswith("_") and isinstance(value, (dict, set)):
+            new.__dict__[key] = copy.copy(value)
+    new.training = module.training
+    new._modules = {
+        name: None if child is None else _clone_module(child, copies)
+        for name, child in module._modules.items()
+    }
+
+
+def _clone_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
+    new = Graph(tracer_cls=graph._tracer_cls)
+    node_map: dict[Node, Node] = {}
+    new.graph_copy(graph, node_map)
+    # graph_copy leaves the output node to its caller.
+    old_output = graph.output_node()
+    output = new.node_copy(old_output, lambda n: node_map[n])
+    node_map[old_output] = output
+    new.set_codegen(copy.copy(graph._codegen))
+    return new, node_map
+
+
+def _remap_annotations(graph: Graph, node_map: dict[Node, Node]) -> None:
+    # A node that is not in the graph stays as it is: resolving the sharing reports it as dangling.
+    def remap(node: Node) -> Node:
+        return node_map.get(node, node)
+
+    for node in graph.nodes:
+        annotation: QuantizationAnnotation | None = node.meta.get(ANNOTATION_KEY)
+        if annotation is None:
+            continue
+        node.meta[ANNOTATION_KEY] = attrs.evolve(
+            annotation,
+            input_qspec_map={
+                remap(producer): _remap_spec(spec, remap)
+                for producer, spec in annotation.input_qspec_map.items()
+            },
+            output_qspec=_remap_spec(annotation.output_qspec, remap),
+        )
+
+
+def _remap_spec(
+    spec: QuantizationSpecBase | None, remap: Callable[[Node], Node]
+) -> QuantizationSpecBase | None:
+    if isinstance(spec, SharedQuantizationSpec):
+        return attrs.evolve(spec, edge_or_node=_remap_point(spec.edge_or_node, remap))
+    if isinstance(spec, DerivedQuantizationSpec):
+        return attrs.evolve(spec, derived_from=[_remap_point(p, remap) for p in spec.derived_from])
+    return spec
+
+
+def _remap_point(point: EdgeOrNode, remap: Callable[[Node], Node]) -> EdgeOrNode:
+    if isinstance(point, Node):
+        return remap(point)
+    producer, consumer = point
+    return remap(producer), remap(consumer)

@@ -1,0 +1,72 @@
+"""The ledger: what became of each operator, and why.
+
+Every guard that says no writes a :func:`Ledger.missed` with a reason code; what was quantized writes
+:func:`Ledger.quantized`. The last entry about a node is its decision.
+"""
+
+from __future__ import annotations
+
+import attrs
+from torch.fx import Node
+
+from .location import module_path, source_line
+
+__all__ = ["Decision", "Ledger"]
+
+
+@attrs.frozen
+class Decision:
+    """The status of one float operator.
+
+    Args:
+        node: name of the node.
+        target: its operator, as text.
+        status: "quantized" or "float".
+        reason: a kebab-case code ("weight-not-constant"); for quantized nodes, the operator pattern.
+        detail: one sentence for people; may be empty.
+        module: dotted path of the module that made the node.
+        source: source line of the user's model.
+    """
+
+    node: str
+    target: str
+    status: str
+    reason: str
+    detail: str = ""
+    module: str = ""
+    source: str = ""
+
+
+@attrs.define
+class Ledger:
+    """Collects decisions, one per node, the latest standing."""
+
+    _decisions: dict[str, Decision] = attrs.Factory(dict)
+
+    def _write(self, node: Node, status: str, reason: str, detail: str) -> None:
+        self._decisions[node.name] = Decision(
+            node=node.name,
+            target=str(node.target),
+            status=status,
+            reason=reason,
+            detail=detail,
+            module=module_path(node),
+            source=source_line(node),
+        )
+
+    def quantized(self, node: Node, pattern: str, detail: str = "") -> None:
+        """``node`` will run in low precision as part of ``pattern``."""
+        self._write(node, "quantized", pattern, detail)
+
+    def missed(self, reason: str, node: Node, detail: str = "") -> None:
+        """``node`` stays float because of ``reason``, unless a later entry says otherwise."""
+        self._write(node, "float", reason, detail)
+
+    def copy(self) -> Ledger:
+        """A ledger with the same decisions, independent of this one."""
+        return Ledger(dict(self._decisions))
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """All decisions, in the order the nodes were first met."""
+        return tuple(self._decisions.values())

@@ -1,0 +1,63 @@
+"""Where a node comes from in the user's model, for errors and reports."""
+
+from __future__ import annotations
+
+import re
+
+from torch.fx import Node
+
+from .specs import EdgeOrNode
+
+__all__ = ["describe_node", "describe_point", "locate", "module_path", "source_line"]
+
+# Frames of the exporter itself stand above the user's own in a stack trace.
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
+
+
+def module_path(node: Node) -> str:
+    """The dotted path of the module that made ``node`` (``layer1.0.conv1``), or "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _type = list(stack.values())[-1]
+    # Strict export writes paths as expressions on the root: L['self'].layer1[0] or L__self___layer1.
+    path = re.sub(r"^L\['self'\]\.?", "", path)
+    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    # A module called again is told apart by a suffix: relu, relu@1.
+    return path.split("@")[0]
+
+
+def source_line(node: Node) -> str:
+    """``file:line: code`` of the innermost frame of the user's model, or ""."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return ""
+    frames = list(_FRAME.finditer(trace))
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f"{last['file']}:{last['line']}: {last['code'].strip()}"
+
+
+def describe_node(node: Node) -> str:
+    """``%name = target`` in one short line."""
+    target = node.target if isinstance(node.target, str) else str(node.target)
+    return f"%{node.name} ({node.op} {target})" if node.op != "call_function" else f"%{node.name} ({target})"
+
+
+def describe_point(point: EdgeOrNode) -> str:
+    """``edge %a → %b`` or ``output of %a``."""
+    if isinstance(point, Node):
+        return f"output of %{point.name}"
+    producer, consumer = point
+    return f"edge %{producer.name} → %{consumer.name}"
+
+
+def locate(node: Node) -> tuple[str, ...]:
+    """The lines that tell a user where ``node`` is: itself, its module, its source line."""
+    lines = [describe_node(node)]
+    if path := module_path(node):
+        lines.append(f"module {path}")
+    if source := source_line(node):
+        lines.append(source)
+    return ("\n".join(lines),)

@@ -1,0 +1,49 @@
+"""The stages a graph goes through, and where a graph's stage is kept."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from torch.fx import GraphModule
+
+from .quantized_decomposed import DEQUANTIZE_OPS
+
+__all__ = ["STAGE_KEY", "Stage", "get_stage", "set_stage"]
+
+STAGE_KEY: Final = "lowbit.stage"
+
+
+class Stage(enum.Enum):
+    """What a graph is at a moment."""
+
+    FLOAT = "float"
+    """ATen as exported; canonical after the ``normalize`` pass."""
+    ANNOTATED = "annotated"
+    """FLOAT, and nodes carry a :class:`~lowbit.ir.annotation.QuantizationAnnotation`."""
+    OBSERVED = "observed"
+    """Observers (or fake quantizers) stand at every annotated point, one module a sharing group."""
+    QDQ = "qdq"
+    """Quantize/dequantize pairs in place of observers; operators still compute in float."""
+    REFERENCE = "reference"
+    """Quantized operators written as integer arithmetic."""
+    LOWERED = "lowered"
+    """Kernels of one backend in place of dequantize → operator → quantize."""
+
+
+def get_stage(gm: GraphModule) -> Stage:
+    """The stage of ``gm``.
+
+    A graph that says nothing is FLOAT, or QDQ if it dequantizes: saving and loading a converted program keeps
+    the graph and loses what lowbit wrote about it.
+    """
+    recorded = gm.meta.get(STAGE_KEY)
+    if recorded is not None:
+        return recorded
+    dequantizes = any(gm.graph.find_nodes(op="call_function", target=op) for op in DEQUANTIZE_OPS)
+    return Stage.QDQ if dequantizes else Stage.FLOAT
+
+
+def set_stage(gm: GraphModule, stage: Stage) -> None:
+    """Record that ``gm`` is at ``stage``."""
+    gm.meta[STAGE_KEY] = stage

@@ -1,0 +1,107 @@
+"""The rules of each stage, and the check of a graph against them.
+
+All broken rules are reported at once. The check is one sweep over the nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..errors import StageError
+from . import quantized_decomposed as qd
+from .location import describe_node, locate
+from .points import annotated_points
+from .stages import Stage
+
+__all__ = ["is_observer", "verify"]
+
+
+def verify(gm: GraphModule, stage: Stage) -> None:
+    """Check that ``gm`` keeps the rules of ``stage``.
+
+    FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules exist.
+    ANNOTATED: annotations name edges that are there. OBSERVED: observers take one tensor. QDQ and after: no
+    observer is left, literal scales and zero points are legal, what is quantized is dequantized by the same
+    parameters.
+
+    Raises:
+        StageError: the broken rules, each with its node.
+        AnnotationError: an annotation on an edge that does not exist.
+    """
+    problems = list(_structure(gm))
+    if stage is Stage.ANNOTATED and not problems:
+        annotated_points(gm.graph)
+    elif stage is Stage.OBSERVED:
+        problems += _observed(gm)
+    elif stage in {Stage.QDQ, Stage.REFERENCE, Stage.LOWERED}:
+        problems += _quantized(gm)
+    if problems:
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise StageError(
+            f"the graph breaks the rules of stage {stage.name}: {first[1]}{more}",
+            where=tuple(f"{describe_node(node)}: {text}" for node, text in problems[1:6]) + locate(first[0]),
+            hint="the pass that ran last left it so; dump its diff with the DiffToFolder instrument",
+        )
+
+
+def is_observer(module: object) -> bool:
+    """Whether a module is an observer or fake quantizer, lowbit's own or a user's."""
+    return isinstance(module, torch.nn.Module) and callable(getattr(module, "calculate_qparams", None))
+
+
+def _resolve(gm: GraphModule, target: str) -> Any:
+    value: Any = gm
+    for part in target.split("."):
+        value = getattr(value, part, None)
+        if value is None:
+            return None
+    return value
+
+
+def _structure(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    seen: set[Node] = set()
+    for node in gm.graph.nodes:
+        for source in node.all_input_nodes:
+            if source not in seen:
+                elsewhere = "stands after it" if source.graph is gm.graph else "belongs to another graph"
+                yield node, f"its input %{source.name} {elsewhere}"
+        seen.add(node)
+        if node.op in {"get_attr", "call_module"} and _resolve(gm, str(node.target)) is None:
+            yield node, f"the module has no attribute {node.target!r}"
+
+
+def _observed(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and is_observer(_resolve(gm, str(node.target))) and len(node.args) != 1:
+            yield node, f"an observer takes one tensor, not {len(node.args)}"
+
+
+def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            if is_observer(_resolve(gm, str(node.target))):
+                yield node, "an observer is left"
+        elif node.op == "call_function":
+            if node.target in (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR):
+                yield from _literals(node)
+            if node.target in qd.DEQUANTIZE_OPS and qd.is_quantize(node.args[0]):
+                quantize = node.args[0]
+                assert isinstance(quantize, Node)
+                if quantize.args[1:] != node.args[1:]:
+                    yield node, f"dequantizes with other parameters than %{quantize.name} quantized with"
+
+
+def _literals(node: Node) -> Iterator[tuple[Node, str]]:
+    _, scale, zero_point, quant_min, quant_max, dtype = node.args[:6]
+    assert isinstance(scale, (int, float)) and isinstance(zero_point, int)
+    assert isinstance(quant_min, int) and isinstance(quant_max, int) and isinstance(dtype, torch.dtype)
+    if not (math.isfinite(scale) and scale > 0):
+        yield node, f"scale {scale} is not positive and finite"
+    if not quant_min <= zero_point <= quant_max:
+        yield node, f"zero point {zero_point} is outside [{quant_min}, {quant_max}]"

@@ -1,0 +1,179 @@
+"""Operator patterns: what a backend can run in low precision, declared once.
+
+From one declaration come the annotation rule, the Inductor pattern and its replacement, the row of the
+capability table, and generated tests.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..errors import PatternError
+from .capture import capture
+from .match import Match
+from .subgraph import SubgraphMatcherWithNameNodeMap
+
+__all__ = [
+    "Guard",
+    "Kernel",
+    "KernelCall",
+    "OperatorPattern",
+    "QuantizedOperand",
+    "Role",
+    "Sharing",
+]
+
+
+class Role(enum.Enum):
+    """What a tensor is to an operator, which decides the spec it gets."""
+
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    BIAS = "bias"
+
+
+class Sharing(enum.Enum):
+    """How the output's scale and zero point relate to the inputs'."""
+
+    INDEPENDENT = "independent"
+    """The operator computes new values; its output is quantized by whoever reads it in low precision."""
+    SAME_AS_INPUT = "same as input"
+    """All inputs and the output have one scale and zero point: the operator moves or picks values."""
+
+
+Guard = Callable[[Match], "str | None"]
+"""Looks at a match; returns None when it may be quantized, else a reason code for the ledger."""
+
+
+@attrs.frozen(eq=False)
+class QuantizedOperand:
+    """A tensor of a matched pattern in its quantized form.
+
+    Args:
+        node: the integer tensor.
+        scale: a number, or for per-channel tensors the node of the scales, float32 ``[C]``.
+        zero_point: a number, or for per-channel tensors the node of the zero points, ``[C]``.
+        axis: channel axis of a per-channel tensor, None for per-tensor ones.
+        quant_min: smallest quantized value.
+        quant_max: largest quantized value.
+        dtype: integer dtype.
+    """
+
+    node: Node
+    scale: Any
+    zero_point: Any
+    axis: int | None
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+
+
+@attrs.frozen(eq=False)
+class KernelCall:
+    """A place in a Q/DQ graph where a pattern was found, ready to be replaced by a kernel.
+
+    Args:
+        gm: the graph module.
+        operands: by parameter name of the pattern's function: quantized operands, float tensors, or None.
+        nodes: the float operators, in graph order.
+        output: the quantize node behind the operators, or the last operator where its output stays float.
+        output_qparams: scale, zero point and dtype the output is quantized with; None where it stays float.
+    """
+
+    gm: GraphModule
+    operands: dict[str, QuantizedOperand | Node | None]
+    nodes: tuple[Node, ...]
+    output: Node
+    output_qparams: tuple[float, int, torch.dtype] | None
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that the kernel's nodes go into."""
+        return self.gm.graph
+
+    def node_calling(self, *targets: Any) -> Node:
+        """The float operator of the match that calls one of ``targets``."""
+        return next(node for node in self.nodes if node.target in targets)
+
+
+class Kernel(Protocol):
+    """What a backend runs in place of dequantize → operators → quantize."""
+
+    @property
+    def name(self) -> str:
+        """The name shown in reports: that of the operator called."""
+        ...
+
+    def refuses(self, call: KernelCall) -> str | None:
+        """None when the kernel computes what ``call`` means, else a reason code."""
+        ...
+
+    def emit(self, call: KernelCall) -> Node:
+        """Insert the kernel before ``call.output`` and return the node that takes its place."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class OperatorPattern:
+    """One thing a backend can run in low precision.
+
+    Args:
+        name: kebab-case, unique in the backend.
+        function: the torch-level function; takes the tensors, returns the result.
+        example_inputs: makes inputs to capture it with.
+        roles: the role of each parameter of ``function``, in order.
+        kernel: what it lowers to; None leaves it to the compiler, which fuses dequantize → op → quantize.
+        sharing: how the output's parameters relate to the inputs'.
+        guards: conditions on a match beyond its structure.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    example_inputs: Callable[[], tuple[Any, ...]]
+    roles: tuple[Role, ...] = attrs.field(converter=tuple)
+    kernel: Kernel | None = None
+    sharing: Sharing = Sharing.INDEPENDENT
+    guards: tuple[Guard, ...] = ()
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameter names of the function."""
+        names = tuple(inspect.signature(self.function).parameters)
+        if len(names) != len(self.roles):
+            raise PatternError(
+                f"operator pattern {self.name!r} gives {len(self.roles)} roles to {len(names)} parameters",
+                hint="name the role of every parameter of the function, in order",
+            )
+        return names
+
+    @functools.cached_property
+    def captured(self) -> GraphModule:
+        """The function as a canonical ATen graph; exported once in a process."""
+        return capture(self.function, self.example_inputs())
+
+    @functools.cached_property
+    def matcher(self) -> SubgraphMatcherWithNameNodeMap:
+        """Finds the pattern in float graphs."""
+        return SubgraphMatcherWithNameNodeMap(self.captured)
+
+    @functools.cached_property
+    def anchor(self) -> Any:
+        """The ATen operator that the pattern ends with."""
+        return self.captured.graph.output_node().all_input_nodes[0].target
+
+    @functools.cached_property
+    def size(self) -> int:
+        """The number of operators; larger patterns are tried first."""
+        return sum(node.op == "call_function" for node in self.captured.graph.nodes)
+
+    def refusal(self, match: Match) -> str | None:
+        """The reason code of the first guard that says no, or None."""
+        return next((reason for guard in self.guards if (reason := guard(match)) is not None), None)

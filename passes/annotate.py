@@ -1,0 +1,58 @@
+"""``annotate``: let the quantizer say which tensors are quantized and how."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar
+
+import attrs
+from torch.fx import GraphModule
+
+from ..errors import AnnotationError, NothingQuantizedWarning, PipelineError
+from ..ir.points import annotated_points
+from ..ir.stages import Stage
+from .base import PassContext
+from .registry import register_pass
+
+__all__ = ["Annotate"]
+
+
+@register_pass
+@attrs.frozen
+class Annotate:
+    """Runs ``transform_for_annotation``, ``annotate`` and ``validate`` of the context's quantizer.
+
+    Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
+    """
+
+    name: ClassVar[str] = "annotate"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+    ensures: ClassVar[Stage | None] = Stage.ANNOTATED
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """Annotate ``gm`` with ``context.quantizer``."""
+        quantizer = context.quantizer
+        if quantizer is None:
+            raise PipelineError(
+                "the annotate pass needs a quantizer and the run has none",
+                hint="pass PassContext(quantizer=…) to the manager, or use prepare_pt2e(model, quantizer)",
+            )
+        quantizer.bind_ledger(context.ledger)
+        for step in (quantizer.transform_for_annotation, quantizer.annotate):
+            returned = step(gm)
+            # Older quantizers return nothing from annotate; the graph they were handed is what counts.
+            if returned is not gm and returned is not None:
+                raise AnnotationError(
+                    f"{type(quantizer).__name__}.{step.__name__} returned another module than it was handed",
+                    hint="change the module in place and return it: it is a working copy already",
+                )
+        quantizer.validate(gm)
+        if not annotated_points(gm.graph):
+            warnings.warn(
+                NothingQuantizedWarning(
+                    f"{type(quantizer).__name__} annotated no tensor: the model stays float. Is a configuration "
+                    "set (set_global), and does the model have operators that the backend quantizes?"
+                ),
+                stacklevel=2,
+            )
+        return True

@@ -1,0 +1,68 @@
+"""What a pass is, and the context it runs in.
+
+A pass is a value with a name, the stages it may run at, the stage it leaves, and ``run``. Ten lines are enough::
+
+    @attrs.frozen
+    class DropDropout:
+        name: ClassVar[str] = "drop-dropout"
+        requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+        ensures: ClassVar[Stage | None] = None
+
+        def run(self, gm: GraphModule, context: PassContext) -> bool:
+            dropouts = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)
+            for node in dropouts:
+                node.replace_all_uses_with(node.args[0])
+                gm.graph.erase_node(node)
+            return bool(dropouts)
+
+The fields of the attrs class are the pass's options; they are what its text form shows.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+import attrs
+from torch.fx import GraphModule
+
+from ..ir.ledger import Ledger
+from ..ir.quantizer import Quantizer
+from ..ir.stages import Stage
+from ..matchers.operator_pattern import OperatorPattern
+
+__all__ = ["Pass", "PassContext"]
+
+
+@attrs.define
+class PassContext:
+    """What passes of one run share besides the graph.
+
+    Args:
+        quantizer: who annotates; None in runs without an ``annotate`` pass.
+        ledger: the decisions taken so far.
+        patterns: what the backend can run, for passes that lower.
+    """
+
+    quantizer: Quantizer | None = None
+    ledger: Ledger = attrs.Factory(Ledger)
+    patterns: tuple[OperatorPattern, ...] = ()
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A graph pass: a frozen value with a name, stages and a ``run``."""
+
+    name: ClassVar[str]
+    """Kebab-case name, unique among registered passes."""
+    requires: ClassVar[frozenset[Stage]]
+    """The stages the pass may run at."""
+    ensures: ClassVar[Stage | None]
+    """The stage of the graph afterwards; None when the pass keeps the stage."""
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """Change ``gm.graph`` (and attributes of ``gm``) in place; say whether anything changed.
+
+        ``gm`` is the manager's own copy, so a pass may fail half-way without harm. Tensors are shared with the
+        caller's module: replace them, never write into them. The pass neither recompiles nor lints.
+        """
+        ...

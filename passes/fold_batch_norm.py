@@ -1,0 +1,305 @@
+"""The pass ``fold-batch-norm``: BatchNorm in evaluation, folded into the convolution or linear before it.
+
+With running statistics BatchNorm is affine per channel, ``y = (x - mean) · γ / sqrt(var + ε) + β``, and of
+``x = W * u + b`` that is ``y = W' * u + b'`` with ``s = γ / sqrt(var + ε)``, ``W' = s · W`` per output channel
+and ``b' = s · (b - mean) + β`` (Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", 2018, section 3.2).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import ClassVar, cast
+
+import attrs
+import torch
+from torch._ops import OpOverload  # the class of every ATen operator has no public name
+from torch.fx import GraphModule, Node
+
+from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.ledger import Ledger
+from ..ir.schema import argument, complete_arguments, signature
+from ..ir.stages import Stage
+from .base import PassContext
+from .registry import register_pass
+
+__all__ = ["FoldBatchNorm"]
+
+_aten = torch.ops.aten
+
+_BATCH_NORMS: tuple[OpOverload, ...] = (
+    _aten.batch_norm.default,
+    _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default,
+    _aten.miopen_batch_norm.default,
+    _aten._native_batch_norm_legit.default,
+    _aten._native_batch_norm_legit.no_stats,
+    _aten._native_batch_norm_legit_no_training.default,
+    _aten._batch_norm_no_update.default,
+)
+
+_TRANSPOSED: frozenset[OpOverload] = frozenset(
+    {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
+)
+_PRODUCERS: frozenset[OpOverload] = _TRANSPOSED | {
+    _aten.conv1d.default,
+    _aten.conv1d.padding,
+    _aten.conv2d.default,
+    _aten.conv2d.padding,
+    _aten.conv3d.default,
+    _aten.conv3d.padding,
+    _aten.convolution.default,
+    _aten.linear.default,
+}
+
+
+@register_pass
+@attrs.frozen
+class FoldBatchNorm:
+    """Fold BatchNorm that runs on running statistics into the convolution or linear that feeds it.
+
+    conv1d to conv3d, their transposes (with groups), and linear, each with or without bias. The folded weight
+    and bias are computed in float64 and rounded once, to the dtype of the weight. A weight or bias read by
+    nothing else keeps its name; a shared one stays as it is and the folded one gets a free name.
+
+    Declines, keeping the float meaning exactly and entering the reason in the ledger:
+
+    - ``not-after-convolution``: the input is no convolution or linear (nor ``linear`` of a 1-d weight).
+    - ``several-users``: the convolution's output is also read elsewhere.
+    - ``batch-statistics``: BatchNorm is in training mode, or has no running statistics.
+    - ``statistics-read``: an output besides the normalized one is read.
+    - ``parameters-not-constant``: a weight, bias or statistic is computed or written to.
+    - ``channel-axis``: BatchNorm's channels (axis 1) are not those of the convolution.
+    - ``not-floating-point``: complex or integer tensors, or an output dtype that BatchNorm changes.
+    - ``not-finite``: the folded parameters overflow.
+
+    Linear in nodes.
+    """
+
+    name: ClassVar[str] = "fold-batch-norm"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """See :class:`~lowbit.passes.base.Pass`."""
+        norms = [n for t in _BATCH_NORMS for n in gm.graph.find_nodes(op="call_function", target=t)]
+        if not norms:
+            return False
+        folder = _Folder(gm, context.ledger)
+        folded = [folder.fold(norm) for norm in sorted(norms)]
+        if not any(folded):
+            return False
+        for node in gm.graph.find_nodes(op="get_attr"):
+            if not node.users:
+                gm.graph.erase_node(node)
+        delete_unused(gm)
+        return True
+
+
+@attrs.define
+class _Declined(Exception):  # noqa: N818  (a verdict, not an error: it never leaves this module)
+    reason: str
+    detail: str
+
+
+@attrs.frozen
+class _Norm:
+    """A BatchNorm: its call, the node that is its normalized output, and its arguments."""
+
+    call: Node
+    output: Node
+    source: Node
+    weight: Node | None
+    bias: Node | None
+    mean: Node
+    var: Node
+    eps: float
+
+
+class _Folder:
+    """Folds the BatchNorms of one graph module."""
+
+    def __init__(self, gm: GraphModule, ledger: Ledger) -> None:
+        self.gm = gm
+        self.ledger = ledger
+        self.names = FreeNames(gm)
+        self.constants: dict[Node, bool] = {}
+        # How often each attribute is read, over all nodes that read it.
+        self.reads: Counter[str] = Counter()
+        for node in gm.graph.find_nodes(op="get_attr"):
+            self.reads[node.target] += len(node.users)
+
+    def fold(self, call: Node) -> bool:
+        """Fold the BatchNorm ``call``, or enter in the ledger why not."""
+        try:
+            norm = _read_norm(call)
+            producer = norm.source
+            groups, transposed = _layout(producer, norm)
+            weight_node = cast("Node", argument(producer, "weight"))
+            bias_node = cast("Node | None", argument(producer, "bias"))
+            self._check_constant(weight_node, bias_node, norm.weight, norm.bias, norm.mean, norm.var)
+            weight, bias = self._folded(norm, weight_node, bias_node, groups, transposed)
+        except _Declined as verdict:
+            self.ledger.missed(verdict.reason, call, verdict.detail)
+            return False
+
+        self._rewrite(norm, weight_node, weight, bias_node, bias)
+        return True
+
+    def _check_constant(self, *nodes: Node | None) -> None:
+        for node in nodes:
+            if node is None:
+                continue
+            if node not in self.constants:
+                self.constants[node] = is_constant(node)
+            if not self.constants[node]:
+                raise _Declined("parameters-not-constant", f"{node.name} is computed or written to")
+
+    def _folded(
+        self, norm: _Norm, weight_node: Node, bias_node: Node | None, groups: int, transposed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The folded weight and bias."""
+
+        def read(node: Node) -> torch.Tensor:
+            return get_tensor(self.gm, str(node.target)).detach()
+
+        weight = read(weight_node)
+        others = [read(n) for n in (bias_node, norm.weight, norm.bias, norm.mean, norm.var) if n is not None]
+        if not all(t.is_floating_point() for t in (weight, *others)):
+            raise _Declined("not-floating-point", f"the weight is {weight.dtype}")
+        with torch.no_grad():
+            scale = torch.rsqrt(read(norm.var).double() + norm.eps)
+            if norm.weight is not None:
+                scale = scale * read(norm.weight).double()
+            shift = -read(norm.mean).double()
+            if bias_node is not None:
+                shift = shift + read(bias_node).double()
+            shift = shift * scale
+            if norm.bias is not None:
+                shift = shift + read(norm.bias).double()
+            new_weight = _scale_channels(weight.double(), scale, groups, transposed).to(weight.dtype)
+            new_bias = shift.to(weight.dtype)
+        if not (new_weight.isfinite().all() and new_bias.isfinite().all()):
+            raise _Declined("not-finite", f"the folded parameters overflow {weight.dtype}")
+        return new_weight.contiguous(memory_format=_memory_format(weight)), new_bias
+
+    def _rewrite(
+        self,
+        norm: _Norm,
+        weight_node: Node,
+        weight: torch.Tensor,
+        bias_node: Node | None,
+        bias: torch.Tensor,
+    ) -> None:
+        producer = norm.source
+        complete_arguments(producer)
+        index = signature(cast("OpOverload", producer.target)).positional
+        new_weight = self._place(weight_node, weight, weight_node, producer)
+        if bias_node is None:
+            parent, _, _ = str(weight_node.target).rpartition(".")
+            bias_name = self.names.fresh(f"{parent}.bias" if parent else "bias")
+            new_bias = self._read(bias_name, bias, weight_node, producer, norm.mean)
+        else:
+            new_bias = self._place(bias_node, bias, weight_node, producer)
+        producer.update_arg(index["weight"], new_weight)
+        producer.update_arg(index["bias"], new_bias)
+
+        norm.output.replace_all_uses_with(producer)
+        if norm.output is not norm.call:
+            self.gm.graph.erase_node(norm.output)
+        self.gm.graph.erase_node(norm.call)
+
+    def _place(self, node: Node, tensor: torch.Tensor, like: Node, producer: Node) -> Node:
+        """Put ``tensor`` where ``node`` reads, or beside it when others read that too."""
+        target = str(node.target)
+        if self.reads[target] == 1:
+            set_tensor(self.gm, target, tensor)
+            return node
+        self.reads[target] -= 1
+        return self._read(self.names.fresh(target), tensor, like, producer, node)
+
+    def _read(self, name: str, tensor: torch.Tensor, like: Node, producer: Node, shaped: Node) -> Node:
+        """A new node that reads ``tensor``, put at ``name``; ``shaped`` has its shape."""
+        set_tensor(self.gm, name, tensor, like=get_tensor(self.gm, str(like.target)))
+        self.reads[name] = 1
+        with self.gm.graph.inserting_after(like):
+            node = self.gm.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+        for key in ("nn_module_stack", "stack_trace", "from_node"):
+            if key in producer.meta:
+                node.meta[key] = producer.meta[key]
+        value = shaped.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            node.meta["val"] = value if value.dtype == tensor.dtype else value.to(tensor.dtype)
+        return node
+
+
+def _read_norm(call: Node) -> _Norm:
+    """Take a BatchNorm call apart; declines one that cannot be folded whatever comes before it."""
+    positional = signature(cast("OpOverload", call.target)).positional
+    in_training = any(
+        argument(call, name) is not False for name in ("training", "use_input_stats") if name in positional
+    )
+    mean = argument(call, "running_mean") if "running_mean" in positional else None
+    var = argument(call, "running_var") if "running_var" in positional else None
+    if in_training or mean is None or var is None:
+        raise _Declined("batch-statistics", "it normalizes with the statistics of the batch")
+
+    output = call
+    if call.target is not _aten.batch_norm.default:
+        outputs = {user.args[1]: user for user in call.users if user.target is operator.getitem}
+        if len(outputs) != len(call.users) or set(outputs) != {0}:
+            raise _Declined("statistics-read", "its other outputs are read, or one is read several times")
+        output = outputs[0]
+    return _Norm(
+        call=call,
+        output=output,
+        source=cast("Node", call.args[0]),
+        weight=cast("Node | None", argument(call, "weight")),
+        bias=cast("Node | None", argument(call, "bias")),
+        mean=cast("Node", mean),
+        var=cast("Node", var),
+        eps=cast(float, argument(call, "eps" if "eps" in positional else "epsilon")),
+    )
+
+
+def _layout(producer: Node, norm: _Norm) -> tuple[int, bool]:
+    """Groups of the producer's weight, and whether its axes are those of a transposed convolution."""
+    target = producer.target
+    weight = argument(producer, "weight") if target in _PRODUCERS else None
+    value, shape = producer.meta.get("val"), weight.meta.get("val") if isinstance(weight, Node) else None
+    if not isinstance(value, torch.Tensor) or not isinstance(shape, torch.Tensor) or shape.ndim < 2:
+        raise _Declined("not-after-convolution", f"its input is {producer.target}")
+    if len(producer.users) != 1:
+        raise _Declined("several-users", f"the output of {producer.name} is also read elsewhere")
+    # Without a batch dimension, the channels of a convolution are on axis 0; those of linear are on the last.
+    if value.ndim != shape.ndim:
+        raise _Declined("channel-axis", f"axis 1 of the {value.ndim}-d input does not hold the channels")
+    normalized = norm.output.meta.get("val")
+    if isinstance(normalized, torch.Tensor) and normalized.dtype != value.dtype:
+        raise _Declined("not-floating-point", f"it turns {value.dtype} into {normalized.dtype}")
+    if target is _aten.linear.default:
+        return 1, False
+    transposed = target in _TRANSPOSED or (
+        target is _aten.convolution.default and argument(producer, "transposed") is True
+    )
+    return cast(int, argument(producer, "groups")), transposed
+
+
+def _scale_channels(weight: torch.Tensor, scale: torch.Tensor, groups: int, transposed: bool) -> torch.Tensor:
+    """``weight`` with each output channel multiplied by its entry of ``scale``.
+
+    A convolution's weight is ``(out, in / groups, …)``, a transposed one's ``(in, out / groups, …)``, whose
+    block of ``in / groups`` rows belongs to one group of output channels.
+    """
+    if not transposed:
+        return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    rows = scale.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
+    return weight * rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2))
+
+
+def _memory_format(weight: torch.Tensor) -> torch.memory_format:
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == ndim and weight.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format

@@ -1,0 +1,66 @@
+"""``fold-quantize``: quantize constants now, not at every call."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ..ir import quantized_decomposed as qd
+from ..ir.attributes import FreeNames, constant_value, delete_unused, is_constant, set_tensor
+from ..ir.stages import Stage
+from ..ir.sweep import erase_unread
+from .base import PassContext
+from .registry import register_pass
+
+__all__ = ["FoldQuantize"]
+
+
+@register_pass
+@attrs.frozen
+class FoldQuantize:
+    """Replaces quantize operators of constants by the quantized tensor, and lets the float one go.
+
+    ``conv1.weight`` becomes the buffer ``conv1.weight_int8``. Dequantize operators stay: they are what lowering
+    recognizes. The name is another, so that loading a float checkpoint cannot truncate floats into it.
+    """
+
+    name: ClassVar[str] = "fold-quantize"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """Fold in place."""
+        names = FreeNames(gm)
+        folded = [node for node in gm.graph.nodes if _is_foldable(node)]
+        for node in folded:
+            _fold(gm, node, names)
+        if folded:
+            erase_unread(gm.graph)
+            delete_unused(gm)
+        return bool(folded)
+
+
+def _is_foldable(node: Node) -> bool:
+    return qd.is_quantize(node) and all(is_constant(source) for source in node.all_input_nodes)
+
+
+def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:
+    def value(argument: Any) -> Any:
+        return constant_value(gm, argument) if isinstance(argument, Node) else argument
+
+    assert callable(node.target)
+    with torch.no_grad():
+        quantized = node.target(*(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+    source = node.args[0]
+    assert isinstance(source, Node)
+    target = names.fresh(f"{source.target}_{str(quantized.dtype).removeprefix('torch.')}")
+    set_tensor(gm, target, quantized)
+    with gm.graph.inserting_before(node):
+        constant = gm.graph.get_attr(target)
+    constant.meta = dict(node.meta)
+    node.replace_all_uses_with(constant)
+    gm.graph.erase_node(node)
+

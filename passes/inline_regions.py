@@ -1,0 +1,99 @@
+"""Regions that ``torch.export`` puts into submodules, brought back into the graph (a step of ``normalize``).
+
+The forward of a model under ``torch.no_grad()``, or a ``with torch.no_grad():`` block of it, is exported as a
+call of ``wrap_with_set_grad_enabled`` on a submodule of its own. Its operators are the model's operators.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
+
+from ..ir.attributes import FreeNames, get_attribute, set_tensor
+from ..ir.ledger import Ledger
+
+__all__ = ["inline_grad_regions"]
+
+
+def inline_grad_regions(gm: GraphModule, ledger: Ledger) -> bool:
+    """Inline every ``wrap_with_set_grad_enabled`` region of ``gm``, nested ones too; say whether one was.
+
+    Values are the same; gradients flow where the region stopped them. Regions under ``torch.autocast`` are
+    left, since there the dtypes an operator computes in come from the region, and so are regions called in a
+    form that export does not write; both are entered in ``ledger`` (``autocast-region``,
+    ``grad-region-form``).
+    """
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast):
+        ledger.missed("autocast-region", node, "its operators compute in the dtypes that autocast chooses")
+    todo = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_set_grad_enabled)
+    if not todo:
+        return False
+    names = FreeNames(gm)
+    changed = False
+    while todo:
+        call = todo.pop()
+        region = _region_of(gm, call)
+        if region is None:
+            ledger.missed("grad-region-form", call, "the region is not called the way torch.export does")
+            continue
+        inlined = _inline(gm, call, region, names)
+        todo.extend(n for n in inlined if n.target is call.target)
+        gm.graph.erase_node(call)
+        changed = True
+    return changed
+
+
+def _region_of(gm: GraphModule, call: Node) -> GraphModule | None:
+    """The submodule that ``call`` runs, if the call and its users have the exported form."""
+    reference = call.args[1]
+    if not isinstance(reference, Node) or reference.op != "get_attr":
+        return None
+    region = get_attribute(gm, str(reference.target))
+    if not isinstance(region, GraphModule):
+        return None
+    results = region.graph.output_node().args[0]
+    if not isinstance(results, (list, tuple)):
+        return None
+    for user in call.users:
+        if user.target is not operator.getitem or not isinstance(results[user.args[1]], Node):
+            return None
+    return region
+
+
+def _inline(gm: GraphModule, call: Node, region: GraphModule, names: FreeNames) -> list[Node]:
+    """Copy the nodes of ``region`` before ``call`` and let the users of ``call`` read them."""
+    graph = gm.graph
+    operands = iter(call.args[2:])
+    values: dict[Node, Argument] = {}
+    copies: list[Node] = []
+    moved: dict[str, str] = {}
+    with graph.inserting_before(call):
+        for node in region.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(operands)
+            elif node.op != "output":
+                copy = graph.node_copy(node, lambda n: values[n])  # pyright: ignore[reportArgumentType]
+                if node.op in ("get_attr", "call_module"):
+                    copy.target = moved.setdefault(node.target, "") or _move(gm, region, node.target, names)
+                    moved[node.target] = copy.target
+                values[node] = copy
+                copies.append(copy)
+    results = region.graph.output_node().args[0]
+    for user in list(call.users):
+        user.replace_all_uses_with(values[results[user.args[1]]])  # pyright: ignore
+        graph.erase_node(user)
+    return copies
+
+
+def _move(gm: GraphModule, region: GraphModule, target: str, names: FreeNames) -> str:
+    """Give ``gm`` what ``region`` has at ``target``; returns the name it has there."""
+    value = get_attribute(region, target)
+    name = names.fresh(target.replace(".", "_"))
+    if isinstance(value, torch.Tensor):
+        set_tensor(gm, name, value, like=value)
+    elif isinstance(value, torch.nn.Module):
+        gm.add_submodule(name, value)
+    return name

@@ -1,0 +1,111 @@
+"""The pass manager: runs a pipeline on a copy of a graph, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import attrs
+from torch.fx import GraphModule
+
+from ..errors import LowbitError, PassFailedError, StageError
+from ..ir.attributes import nested_graph_modules
+from ..ir.clone import clone_graph_module
+from ..ir.snapshot import take_snapshot
+from ..ir.stages import get_stage, set_stage
+from .base import Pass, PassContext
+from .instruments.base import Change, Instrument
+from .instruments.verify import Verify
+from .pipeline import Pipeline, format_pass
+
+__all__ = ["PassManager"]
+
+_log = logging.getLogger("lowbit.passes")
+
+
+def _default_instruments() -> tuple[Instrument, ...]:
+    return (Verify(),)
+
+
+@attrs.frozen
+class PassManager:
+    """Runs pipelines.
+
+    Args:
+        instruments: what looks on, in the order they are called. The default verifies the graph's stage after
+            every pass.
+    """
+
+    instruments: tuple[Instrument, ...] = attrs.field(factory=_default_instruments, converter=tuple)
+
+    def run(self, gm: GraphModule, pipeline: Pipeline, context: PassContext | None = None) -> GraphModule:
+        """Run ``pipeline`` on a copy of ``gm`` and return the copy.
+
+        The copy shares its tensors with ``gm``; ``gm`` itself is never changed, also when a pass fails. Code is
+        generated once, at the end.
+
+        Raises:
+            StageError: ``gm`` is not at a stage the first pass runs at, or a pass broke the stage's rules.
+            PassFailedError: a pass raised an error of its own, or changed the graph and said it did not.
+            LowbitError: what a pass raised, with the name of the pass filled in.
+        """
+        context = context or PassContext()
+        work = clone_graph_module(gm)
+        snapshot = take_snapshot(work)
+        for index, pass_ in enumerate(pipeline):
+            _check_stage(work, pass_)
+            for instrument in self.instruments:
+                instrument.before(pass_, work)
+            started = time.perf_counter()
+            said_changed = _run_pass(work, pass_, context)
+            seconds = time.perf_counter() - started
+            if pass_.ensures is not None:
+                set_stage(work, pass_.ensures)
+            change = Change(index=index, before=snapshot, after=take_snapshot(work), seconds=seconds)
+            if change.changed and not said_changed:
+                raise PassFailedError(
+                    f"pass {pass_.name!r} said that it changed nothing, but it did: {change.diff.stat}",
+                    where=tuple(change.diff.lines[:5]),
+                    hint="return True from run when the graph, an annotation or an attribute changed",
+                )
+            _log.debug("%s: %.1f ms, changed: %s", format_pass(pass_), seconds * 1e3, change.changed)
+            for instrument in self.instruments:
+                try:
+                    instrument.after(pass_, work, change)
+                except LowbitError as error:
+                    error.pass_name = error.pass_name or pass_.name
+                    raise
+            snapshot = change.after
+        for module in (work, *nested_graph_modules(work)):
+            module.recompile()
+        return work
+
+
+def _check_stage(gm: GraphModule, pass_: Pass) -> None:
+    stage = get_stage(gm)
+    if stage not in pass_.requires:
+        wanted = " or ".join(s.name for s in type(stage) if s in pass_.requires)
+        raise StageError(
+            f"pass {pass_.name!r} runs at stage {wanted}, and the graph is at {stage.name}",
+            hint="prepare_pt2e takes a FLOAT graph to OBSERVED, convert_pt2e to QDQ, lower_pt2e to LOWERED",
+        )
+
+
+def _run_pass(gm: GraphModule, pass_: Pass, context: PassContext) -> bool:
+    try:
+        said_changed = pass_.run(gm, context)
+    except LowbitError as error:
+        error.pass_name = error.pass_name or pass_.name
+        raise
+    except Exception as error:
+        raise PassFailedError(
+            f"pass {pass_.name!r} raised {type(error).__name__}: {error}",
+            hint="the model handed in is unchanged; the traceback above shows where the pass failed",
+        ) from error
+    # bool is the whole report: None would read as "unchanged" and hide a forgotten return.
+    if not isinstance(said_changed, bool):
+        raise PassFailedError(
+            f"pass {pass_.name!r} returned {said_changed!r} from run",
+            hint="return True when anything changed and False when not",
+        )
+    return said_changed

@@ -1,0 +1,168 @@
+"""The pass ``normalize``: one way of writing what ``torch.export`` writes in many."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import attrs
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..ir.aliasing import is_write
+from ..ir.attributes import delete_unused, nested_graph_modules
+from ..ir.ledger import Ledger
+from ..ir.schema import argument, complete_arguments
+from ..ir.stages import Stage
+from .base import PassContext
+from .functional_form import make_functional
+from .inline_regions import inline_grad_regions
+from .registry import register_pass
+
+__all__ = ["Normalize"]
+
+_aten = torch.ops.aten
+
+_DROPOUTS = (
+    _aten.dropout.default,
+    _aten.dropout_.default,
+    _aten.feature_dropout.default,
+    _aten.feature_dropout_.default,
+    _aten.alpha_dropout.default,
+    _aten.alpha_dropout_.default,
+    _aten.feature_alpha_dropout.default,
+    _aten.feature_alpha_dropout_.default,
+)
+# The same memory under another name; detach_ returns its very input.
+_SAME_MEMORY = (_aten.detach.default, _aten.alias.default)
+
+_WITHOUT_PADDING_MODE = {
+    _aten.conv1d.padding: _aten.conv1d.default,
+    _aten.conv2d.padding: _aten.conv2d.default,
+    _aten.conv3d.padding: _aten.conv3d.default,
+}
+
+
+@register_pass
+@attrs.frozen
+class Normalize:
+    """Bring a float graph into canonical form, keeping every value it computes.
+
+    - Regions of ``torch.no_grad()`` are inlined (:mod:`.inline_regions`).
+    - Arguments are complete (:func:`lowbit.ir.schema.complete_arguments`).
+    - One ``get_attr`` node reads each attribute.
+    - ``padding="valid"`` and symmetric ``padding="same"`` of convolutions are numbers.
+    - Dropout that drops nothing, ``detach``, ``detach_`` and ``alias`` are gone.
+    - In-place operators are functional (:mod:`.functional_form`).
+    - Nodes, parameters, buffers and submodules that nothing reads are gone; calls with effects stay.
+
+    Values are kept, gradients are not: without ``detach`` and ``no_grad`` they flow further.
+
+    Bodies of ``cond``, ``while_loop`` and the like are normalized as well; their code is not generated.
+    What had to be left is entered in the ledger, with the reasons of the two modules named above and
+    ``asymmetric-same-padding``. Linear in nodes and edges.
+    """
+
+    name: ClassVar[str] = "normalize"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """See :class:`~lowbit.passes.base.Pass`."""
+        changed = _normalize(gm, context.ledger, is_body=False)
+        for body in nested_graph_modules(gm):
+            changed |= _normalize(body, context.ledger, is_body=True)
+        if changed:
+            delete_unused(gm)
+        return changed
+
+
+def _normalize(gm: GraphModule, ledger: Ledger, *, is_body: bool) -> bool:
+    graph = gm.graph
+    changed = inline_grad_regions(gm, ledger)
+    for node in graph.nodes:
+        changed |= complete_arguments(node)
+    changed |= _merge_attribute_reads(graph)
+    changed |= _resolve_padding_modes(graph, ledger)
+    changed |= _drop_identities(graph, is_body=is_body)
+    changed |= make_functional(graph, ledger)
+    # Functional forms let aliases go that had to stay before.
+    changed |= _drop_identities(graph, is_body=is_body)
+    changed |= _eliminate_dead_code(graph)
+    return changed
+
+
+def _merge_attribute_reads(graph: Graph) -> bool:
+    first: dict[str, Node] = {}
+    changed = False
+    for node in graph.find_nodes(op="get_attr"):
+        kept = first.setdefault(node.target, node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
+            changed = True
+    return changed
+
+
+def _resolve_padding_modes(graph: Graph, ledger: Ledger) -> bool:
+    changed = False
+    for with_mode, with_numbers in _WITHOUT_PADDING_MODE.items():
+        for node in graph.find_nodes(op="call_function", target=with_mode):
+            padding = _padding_numbers(node)
+            if padding is None:
+                ledger.missed("asymmetric-same-padding", node, "the two ends are padded by different amounts")
+                continue
+            node.update_arg(4, padding)
+            node.target = with_numbers
+            changed = True
+    return changed
+
+
+def _padding_numbers(node: Node) -> list[int] | None:
+    """What ``padding="same"`` or ``"valid"`` adds at either end of each dimension; None when they differ."""
+    weight, dilation = node.args[1], cast("list[int]", node.args[5])
+    value = weight.meta.get("val") if isinstance(weight, Node) else None
+    if not isinstance(value, torch.Tensor):
+        return None
+    kernel = list(value.shape[2:])
+    if node.args[4] == "valid":
+        return [0] * len(kernel)
+    # One dilation may stand for all dimensions. padding="same" requires stride 1.
+    dilations = [*dilation] * (len(kernel) if len(dilation) == 1 else 1)
+    total = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    return None if any(t % 2 for t in total) else [t // 2 for t in total]
+
+
+def _drop_identities(graph: Graph, *, is_body: bool) -> bool:
+    identities = list(graph.find_nodes(op="call_function", target=_aten.detach_.default))
+    for target in _DROPOUTS:
+        dropouts = graph.find_nodes(op="call_function", target=target)
+        identities += [node for node in dropouts if argument(node, "train") is False]
+    # An operator that changes the shape of a tensor in place does not change that of its aliases.
+    if not any(_changes_shape_in_place(node) for node in graph.nodes):
+        for target in _SAME_MEMORY:
+            identities += graph.find_nodes(op="call_function", target=target)
+    changed = False
+    for node in identities:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        # The body of a control-flow operator may not return its input.
+        if is_body and source.op == "placeholder":
+            continue
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+        changed = True
+    return changed
+
+
+def _changes_shape_in_place(node: Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.inplace_view in tags and node.target is not _aten.detach_.default
+
+
+def _eliminate_dead_code(graph: Graph) -> bool:
+    changed = False
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure() and not is_write(node):
+            graph.erase_node(node)
+            changed = True
+    return changed

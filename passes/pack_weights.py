@@ -1,0 +1,77 @@
+"""``pack-weights``: bring constant weights into the layout their kernels compute in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ..ir.attributes import FreeNames, constant_value, delete_unused, is_constant, set_tensor
+from ..ir.stages import Stage
+from ..ir.sweep import erase_unread
+from .base import PassContext
+from .registry import register_pass
+
+__all__ = ["PACK_KEY", "PackWeights"]
+
+PACK_KEY: Final = "lowbit.pack"
+"""``node.meta`` key set by kernels on the calls that pack a weight."""
+
+
+@register_pass
+@attrs.frozen
+class PackWeights:
+    """Runs the packing calls of constant weights now and keeps their results.
+
+    The last pass: a packed weight is opaque to everything but its kernel. It compiles, but ``torch.export.save``
+    and ``state_dict`` files cannot hold it. Parameters that are left (biases) stop asking for gradients, which
+    the kernels do not have.
+    """
+
+    name: ClassVar[str] = "pack-weights"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.LOWERED})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        """Pack in place."""
+        names = FreeNames(gm)
+        calls = [node for node in gm.graph.nodes if _is_packing(node)]
+        for node in calls:
+            _pack(gm, node, names)
+        if calls:
+            erase_unread(gm.graph)
+            delete_unused(gm)
+        frozen = list(_trainable(gm))
+        for target, parameter in frozen:
+            set_tensor(gm, target, torch.nn.Parameter(parameter.detach(), requires_grad=False))
+        return bool(calls or frozen)
+
+
+def _is_packing(node: Node) -> bool:
+    return bool(node.meta.get(PACK_KEY)) and all(is_constant(source) for source in node.all_input_nodes)
+
+
+def _pack(gm: GraphModule, node: Node, names: FreeNames) -> None:
+    def value(argument: Any) -> Any:
+        return constant_value(gm, argument) if isinstance(argument, Node) else argument
+
+    assert callable(node.target)
+    with torch.no_grad():
+        packed = node.target(*(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+    weight = node.args[0]
+    assert isinstance(weight, Node)
+    target = names.fresh(f"{weight.target}_packed")
+    set_tensor(gm, target, packed)
+    with gm.graph.inserting_before(node):
+        constant = gm.graph.get_attr(target)
+    # No "val": an opaque tensor has no strides to pretend, and nothing reads it but its kernel.
+    constant.meta = {k: v for k, v in node.meta.items() if k not in {PACK_KEY, "val"}}
+    node.replace_all_uses_with(constant)
+    gm.graph.erase_node(node)
+
+
+def _trainable(gm: GraphModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, p) for name, p in gm.named_parameters(remove_duplicate=False) if p.requires_grad)

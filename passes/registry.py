@@ -1,0 +1,56 @@
+"""Pass classes by name, so that a pipeline's text can be read back."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypeVar
+
+from ..errors import PipelineError, UnknownNameError
+from .base import Pass
+
+__all__ = ["pass_class", "pass_names", "register_pass"]
+
+_classes: dict[str, type[Pass]] = {}
+
+P = TypeVar("P", bound=Pass)
+
+
+def register_pass(cls: type[P]) -> type[P]:
+    """Class decorator: make a pass known by its ``name``.
+
+    Raises:
+        PipelineError: another class has that name.
+    """
+    known = _classes.get(cls.name)
+    # The same class defined again (a module reloaded, a notebook cell run twice) replaces itself.
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PipelineError(
+            f"the pass name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}",
+            hint="give the new pass a name of its own",
+        )
+    _classes[cls.name] = cls
+    return cls
+
+
+def pass_names() -> tuple[str, ...]:
+    """The names of all registered passes, sorted."""
+    return tuple(sorted(_classes))
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass class of that name.
+
+    Raises:
+        UnknownNameError: there is none; the hint has the nearest names.
+    """
+    try:
+        return _classes[name]
+    except KeyError:
+        raise unknown_name("pass", name, pass_names()) from None
+
+
+def unknown_name(kind: str, name: str, known: tuple[str, ...]) -> UnknownNameError:
+    """The error for a name that is not among ``known``."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known)}"
+    return UnknownNameError(f"there is no {kind} named {name!r}", hint=hint)

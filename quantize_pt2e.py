@@ -1,0 +1,195 @@
+"""The verbs: prepare, calibrate, convert, lower. Names, arguments and defaults are those of PyTorch's tutorials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch.fx import GraphModule
+
+from .backends import x86_inductor as _x86_inductor  # registers the backend  # noqa: F401
+from .backends.base import Backend
+from .backends.pipelines import CONVERT, PREPARE
+from .backends.registry import backend_names, get_backend
+from .calibration import calibrate
+from .errors import GraphInputError, UnknownNameError, UnsupportedError
+from .ir.ledger import Decision, Ledger
+from .ir.quantizer import Quantizer
+from .passes import PassContext, PassManager, Pipeline
+from .passes.instruments import Instrument, Verify
+
+__all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e"]
+
+_BACKEND_KEY: Final = "lowbit.backend"
+_LEDGER_KEY: Final = "lowbit.ledger"
+
+
+def prepare_pt2e(
+    model: GraphModule,
+    quantizer: Quantizer,
+    *,
+    pipeline: Pipeline | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> GraphModule:
+    """Fold BatchNorm, annotate with ``quantizer`` and insert observers, for post-training quantization.
+
+    ::
+
+        exported = torch.export.export(model.eval(), example_inputs).module()
+        prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(config))
+
+    Args:
+        model: what ``torch.export.export(...).module()`` returns, of a model in eval mode. It is not changed.
+        quantizer: says what is quantized and how.
+        pipeline: passes to run instead of the backend's own.
+        instruments: what looks on while they run, besides the verifier.
+
+    Returns:
+        A new graph module to be calibrated: run it on representative inputs.
+
+    Raises:
+        GraphInputError: ``model`` was not exported.
+        StageError: ``model`` is prepared or converted already.
+        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
+    """
+    _check_exported(model)
+    if not isinstance(quantizer, Quantizer):
+        raise GraphInputError(
+            f"the quantizer is a {type(quantizer).__name__}, not a Quantizer",
+            hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
+        )
+    backend = _backend_of(quantizer)
+    passes = pipeline or (PREPARE if backend is None else backend.prepare)
+    prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
+    if backend is not None:
+        prepared.meta[_BACKEND_KEY] = backend.name
+    return prepared
+
+
+def convert_pt2e(
+    model: GraphModule,
+    use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+    *,
+    pipeline: Pipeline | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> GraphModule:
+    """Replace observers by quantize/dequantize pairs with the parameters they found.
+
+    Args:
+        model: a prepared and calibrated model. It is not changed.
+        use_reference_representation: write quantized operators as integer arithmetic.
+        fold_quantize: store quantized weights; False keeps float weights and quantizes them at every call.
+        pipeline: passes to run instead of the backend's own.
+        instruments: what looks on while they run, besides the verifier.
+
+    Returns:
+        A new graph module of float operators between quantize/dequantize pairs.
+
+    Raises:
+        StageError: ``model`` was not prepared.
+        NotCalibratedError: an observer saw no data.
+        UnsupportedError: ``use_reference_representation``, which this version does not have.
+    """
+    _check_exported(model)
+    if use_reference_representation:
+        raise UnsupportedError(
+            "the reference representation is not there yet",
+            hint="leave use_reference_representation out for the quantize/dequantize form",
+        )
+    name = model.meta.get(_BACKEND_KEY)
+    passes = pipeline or (CONVERT if name is None else get_backend(name).convert)
+    if not fold_quantize and "fold-quantize" in passes.names:
+        passes = passes.without("fold-quantize")
+    return _run(model, passes, PassContext(ledger=_ledger_of(model)), instruments)
+
+
+def lower_pt2e(
+    model: GraphModule,
+    backend: str | Backend | None = None,
+    *,
+    pack_weights: bool = True,
+    pipeline: Pipeline | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> GraphModule:
+    """Put a backend's kernels in place of dequantize → operator → quantize.
+
+    No environment variable and no freezing flag is needed: the graph is rewritten here, ahead of compilation. The
+    result runs eagerly and under ``torch.compile``.
+
+    Args:
+        model: a converted model, also one that was saved with ``torch.export.save`` and loaded again. It is
+            not changed.
+        backend: a backend or its name; None means the one whose quantizer prepared the model.
+        pack_weights: bring weights into the kernels' own layout. Such a model cannot be saved; with False it
+            can, by ``torch.export.export`` and ``torch.export.save``.
+        pipeline: passes to run instead of the backend's own.
+        instruments: what looks on while they run, besides the verifier.
+
+    Returns:
+        A new graph module that computes in low precision.
+
+    Raises:
+        StageError: ``model`` was not converted.
+        UnknownNameError: there is no such backend, or none was named and none is recorded.
+    """
+    _check_exported(model)
+    chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
+    passes = pipeline or chosen.lower
+    if not pack_weights and "pack-weights" in passes.names:
+        passes = passes.without("pack-weights")
+    context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
+    return _run(model, passes, context, instruments)
+
+
+def decisions(model: GraphModule) -> tuple[Decision, ...]:
+    """What became of each float operator of a model that came out of a verb, and why.
+
+    Returns:
+        One decision an operator, in the order they were first met; empty for a model no verb has seen.
+    """
+    return _ledger_of(model).decisions
+
+
+def _check_exported(model: object) -> None:
+    if isinstance(model, GraphModule):
+        return
+    kind = type(model).__name__
+    if isinstance(model, torch.export.ExportedProgram):
+        raise GraphInputError(
+            "the model is an ExportedProgram, not its module", hint="pass exported_program.module()"
+        )
+    raise GraphInputError(
+        f"the model is a {kind}, not an exported graph module",
+        hint="export it first: torch.export.export(model.eval(), example_inputs).module()",
+    )
+
+
+def _backend_of(quantizer: Quantizer) -> Backend | None:
+    name = getattr(quantizer, "backend_name", None)
+    return None if name is None else get_backend(name)
+
+
+def _named_backend(model: GraphModule, name: str | None) -> Backend:
+    name = name or model.meta.get(_BACKEND_KEY)
+    if name is None:
+        raise UnknownNameError(
+            "no backend was named, and the model does not say whose quantizer prepared it",
+            hint=f"pass backend=…, one of {', '.join(backend_names())}",
+        )
+    return get_backend(name)
+
+
+def _ledger_of(model: GraphModule) -> Ledger:
+    ledger: Ledger | None = model.meta.get(_LEDGER_KEY)
+    # A copy: the verbs change nothing of the model they are handed.
+    return Ledger() if ledger is None else ledger.copy()
+
+
+def _run(
+    model: GraphModule, pipeline: Pipeline, context: PassContext, instruments: Sequence[Instrument]
+) -> GraphModule:
+    result = PassManager((Verify(), *instruments)).run(model, pipeline, context)
+    result.meta[_LEDGER_KEY] = context.ledger
+    return result

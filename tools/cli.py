@@ -1,0 +1,60 @@
+"""The command line: ``lowbit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import LowbitError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lowbit")
+def main() -> None:
+    """Quantize PyTorch models with compiler passes on FX graphs."""
+
+
+@main.command()
+@click.option(
+    "--model",
+    type=click.Choice(["digits", "resnet18"]),
+    default="digits",
+    show_default=True,
+    help="digits: a small ResNet, trained first on scikit-learn's digits. resnet18: ResNet-18 for images of "
+    "224 by 224, with seeded random weights.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights and of the data.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Threads that torch computes with; its own default when not given.",
+)
+@click.option(
+    "--diffs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out/demo-diffs"),
+    show_default=True,
+    help="Folder for the diff that each pass made.",
+)
+def demo(*, model: str, seed: int, threads: int | None, diffs: Path) -> None:
+    """Quantize a model for X86, and show what it cost and what it gained.
+
+    Exports the model, inserts observers, calibrates, converts, lowers to int8 kernels and compiles; then
+    prints accuracy, size and latency of float32 and int8, and what each pass did.
+    """
+    # Here and not above: torch takes seconds to import, and --help should not.
+    import torch
+    from rich.console import Console
+
+    from .demo.run import run_demo
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        run_demo(model, seed=seed, diffs=diffs, console=Console())
+    except LowbitError as error:
+        raise click.ClickException(str(error)) from error
