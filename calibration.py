@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.progress import Progress, TaskID
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
 
 from .errors import CalibrationDataError, GraphInputError, StageError
 from .ir.location import locate
@@ -92,7 +93,8 @@ def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], di
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, Sequence) and not isinstance(batch, str):
-        # An input that is itself a tuple or list has several placeholders, and then stands alone in the batch.
+        # An input that is itself a tuple or list has several placeholders, and then stands alone in the
+        # batch.
         if len(batch) >= inputs or len(batch) == 1:
             return tuple(batch[:inputs]), {}
         raise CalibrationDataError(
@@ -127,8 +129,7 @@ class _Locator(Interpreter):
 def _failing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
     """The operator whose result the failing observer refused. Runs the batch once more, node by node."""
     locator = _Locator(model)
-    flat = torch.utils._pytree.tree_leaves((args, kwargs))
-    locator.extra_traceback = False
+    flat = pytree.tree_leaves((args, kwargs))
     try:
         locator.run(*flat, enable_io_processing=False)
     except CalibrationDataError:

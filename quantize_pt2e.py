@@ -1,4 +1,7 @@
-"""The verbs: prepare, calibrate, convert, lower. Names, arguments and defaults are those of PyTorch's tutorials."""
+"""The verbs: prepare, calibrate, convert, lower.
+
+Names, arguments and defaults are those of PyTorch's PT2 Export quantization tutorials.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Final
 import torch
 from torch.fx import GraphModule
 
-from .backends import x86_inductor as _x86_inductor  # registers the backend  # noqa: F401
 from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE
 from .backends.registry import backend_names, get_backend
@@ -115,8 +117,8 @@ def lower_pt2e(
 ) -> GraphModule:
     """Put a backend's kernels in place of dequantize → operator → quantize.
 
-    No environment variable and no freezing flag is needed: the graph is rewritten here, ahead of compilation. The
-    result runs eagerly and under ``torch.compile``.
+    No environment variable and no freezing flag is needed: the graph is rewritten here, ahead of compilation.
+    The result runs eagerly and under ``torch.compile``.
 
     Args:
         model: a converted model, also one that was saved with ``torch.export.save`` and loaded again. It is

@@ -1,8 +1,8 @@
 """Annotating a float graph from operator patterns.
 
 Operators that compute ask for low-precision inputs; their output is quantized by whoever reads it in low
-precision, or not at all. Operators that move values (pooling, concatenation, reshapes) follow: they run in low
-precision where their inputs are there already and a reader wants the result, and then share one scale
+precision, or not at all. Operators that move values (pooling, concatenation, reshapes) follow: they run in
+low precision where their inputs are there already and a reader wants the result, and then share one scale
 throughout.
 """
 
@@ -153,9 +153,8 @@ def _annotate_follower(node: Node, spec: QuantizationSpec) -> None:
 
 def _explain_rest(state: _Annotator) -> None:
     """Float operators that no pattern asked about: the backend has nothing for them."""
-    decided = {decision.node for decision in state.ledger.decisions}
     for node in state.graph.nodes:
-        if node.op == "call_function" and node not in state.claimed and node.name not in decided:
+        if node.op == "call_function" and node not in state.claimed and node not in state.ledger:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 state.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")

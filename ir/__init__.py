@@ -1,0 +1,1 @@
+"""What a graph is: specs, annotations, points, sharing, stages, observers, snapshots."""

@@ -1,7 +1,7 @@
 """Which values of a graph may share memory, and which calls write into it.
 
-Operator schemas say both, in their alias annotations (``Tensor(a!) self -> Tensor(a!)``), with two gaps that
-this module closes. An operator made of others (CompositeImplicitAutograd) may return its very input without
+Operator schemas say both, in their alias annotations (``Tensor(a!) self -> Tensor(a!)``), with gaps that this
+module closes. An operator made of others (CompositeImplicitAutograd) may return its very input without
 saying so — ``type_as``, ``einsum``, ``dropout`` in evaluation — so that of those only the ones known to
 compute something new are trusted. And ``batch_norm`` in training writes into the running statistics.
 
@@ -13,14 +13,22 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from typing import cast
 
 import attrs
 import torch
-from torch._ops import HigherOrderOperator, OpOverload  # classes of call targets, without public names
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from .schema import argument, signature
+from .schema import (
+    HigherOrderOperator,
+    OpOverload,
+    argument,
+    is_composite,
+    operator_name,
+    schema_of,
+    signature,
+)
 
 __all__ = ["Aliases", "aliased_inputs", "find_aliases", "is_write", "written_inputs"]
 
@@ -40,6 +48,9 @@ _ALWAYS_NEW = frozenset({
 })
 # fmt: on
 
+# Operators whose annotation is left out on purpose: their input is meant to be read by nothing else.
+_UNSAID = frozenset({"_unsafe_view", "lift", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"})
+
 # Operators that return their input when there is nothing to convert.
 _CONVERSIONS = frozenset({"to", "type_as"})
 
@@ -56,7 +67,7 @@ class _Effects:
 
 @functools.cache
 def _effects(op: OpOverload) -> _Effects:
-    schema = op._schema
+    schema = schema_of(op)
     written = tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
     if any("Tensor" in str(r.type) for r in schema.returns) and _may_alias_unsaid(op):
         return _Effects(written, tuple(a.name for a in schema.arguments if "Tensor" in str(a.type)))
@@ -68,12 +79,13 @@ def _effects(op: OpOverload) -> _Effects:
 
 
 def _may_alias_unsaid(op: OpOverload) -> bool:
-    schema = op._schema
+    schema = schema_of(op)
     if schema.is_mutable or any(r.alias_info is not None for r in schema.returns):
         return False
-    if op.namespace == "aten" and op._opname in _ALWAYS_NEW:
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    namespace, name, _ = operator_name(op)
+    if namespace == "aten" and name in _UNSAID:
+        return True
+    return is_composite(op) and not (namespace == "aten" and name in _ALWAYS_NEW)
 
 
 def _nodes_in(*values: object) -> tuple[Node, ...]:
@@ -136,7 +148,7 @@ def aliased_inputs(node: Node) -> tuple[Node, ...]:
     if not isinstance(target, OpOverload):
         return tuple(node.all_input_nodes)
     names = _effects(target).aliased
-    if not names or (target._opname in _CONVERSIONS and _converts(node)):
+    if not names or (operator_name(target)[1] in _CONVERSIONS and _converts(node)):
         return ()
     return _nodes_in(*(argument(node, name) for name in names))
 
@@ -146,15 +158,16 @@ def _converts(node: Node) -> bool:
     source = node.args[0]
     before = source.meta.get("val") if isinstance(source, Node) else None
     after = node.meta.get("val")
-    known = isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)
-    return known and before.dtype != after.dtype
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    return before.dtype != after.dtype
 
 
 def _may_hold_tensor(node: Node) -> bool:
     if "val" not in node.meta:
         return True
     value = node.meta["val"]
-    values = value if isinstance(value, (list, tuple)) else (value,)
+    values = cast("tuple[object, ...]", value if isinstance(value, (list, tuple)) else (value,))
     return any(isinstance(v, (torch.Tensor, list, tuple)) for v in values)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "FreeNames",
     "constant_value",
     "delete_unused",
+    "find_attribute",
     "get_attribute",
     "get_tensor",
     "is_constant",
@@ -28,21 +29,37 @@ __all__ = [
 ]
 
 
+def _member(value: object, name: str) -> object | None:
+    """``getattr`` of a module without the detour over its ``__getattr__``; None if there is nothing."""
+    if isinstance(value, torch.nn.Module):
+        for table in (value._parameters, value._buffers, value._modules):
+            if name in table:
+                return table[name]
+    return getattr(value, name, None)
+
+
+def find_attribute(root: torch.nn.Module, target: str) -> object | None:
+    """What ``root`` has at the dotted ``target``; None if there is nothing."""
+    value: object | None = root
+    for name in target.split("."):
+        value = _member(value, name)
+        if value is None:
+            return None
+    return value
+
+
 def get_attribute(root: torch.nn.Module, target: str) -> object:
     """What ``root`` has at the dotted ``target``.
 
     Raises:
         UnknownNameError: there is nothing.
     """
-    value: object = root
-    for name in target.split("."):
-        try:
-            value = getattr(value, name)
-        except AttributeError:
-            raise UnknownNameError(
-                f"the module has no attribute {target!r}",
-                hint=f"{name!r} is the part that is missing; nodes must go before the attributes they read",
-            ) from None
+    value = find_attribute(root, target)
+    if value is None:
+        raise UnknownNameError(
+            f"the module has no attribute {target!r}",
+            hint="nodes must go before the attributes they read",
+        )
     return value
 
 
@@ -130,12 +147,13 @@ class FreeNames:
         return name
 
     def _exists(self, target: str) -> bool:
-        value: object = self._root
-        for name in target.split("."):
-            if not hasattr(value, name):
-                return False
-            value = getattr(value, name)
-        return True
+        parents, _, name = target.rpartition(".")
+        owner = find_attribute(self._root, parents) if parents else self._root
+        if not isinstance(owner, torch.nn.Module):
+            return owner is not None
+        # A name may be taken by None, as the bias of a convolution without one is, and by a method.
+        tables = (owner._parameters, owner._buffers, owner._modules, owner.__dict__)
+        return any(name in table for table in tables) or hasattr(type(owner), name)
 
 
 def is_constant(node: Node) -> bool:
@@ -197,8 +215,8 @@ def nested_graph_modules(gm: GraphModule) -> tuple[GraphModule, ...]:
 class _Usage:
     """What nodes refer to: per container the names in use, and modules to keep as they are."""
 
-    names: dict[int, set[str]] = attrs.Factory(dict)
-    whole: set[int] = attrs.Factory(set)
+    names: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]])
+    whole: set[int] = attrs.field(factory=set[int])
 
     def note(self, owner: GraphModule, target: str) -> None:
         value: object = owner

@@ -32,8 +32,9 @@ _BOUND_OVERRIDES = frozenset({"train", "eval"})
 def clone_graph_module(gm: GraphModule) -> GraphModule:
     """A copy of ``gm`` whose graph and modules may be changed freely; its tensors are those of ``gm``.
 
-    Submodules are copied as containers (an observer keeps its statistics tensors, a branch of ``cond`` its own
-    graph copy). Annotations point at the copy's nodes. The copy's code is not generated: call ``recompile``.
+    Submodules are copied as containers (an observer keeps its statistics tensors, a branch of ``cond`` its
+    own graph copy). Annotations point at the copy's nodes. The copy's code is not generated: call
+    ``recompile``.
     """
     copies: dict[int, torch.nn.Module] = {}
     return _clone_graph_module(gm, copies)
@@ -70,13 +71,14 @@ def _clone_module(module: torch.nn.Module, copies: dict[int, torch.nn.Module]) -
     return new
 
 
-def _copy_state(
-    module: torch.nn.Module, new: torch.nn.Module, copies: dict[int, torch.nn.Module]
-) -> None:
+def _copy_state(module: torch.nn.Module, new: torch.nn.Module, copies: dict[int, torch.nn.Module]) -> None:
     for key, value in module.__dict__.items():
         # Parameters, buffers, hooks: dicts and sets of nn.Module, which the copy must be free to change.
         if key.startswith("_") and isinstance(value, (dict, set)):
             new.__dict__[key] = copy.copy(value)
+        elif isinstance(value, tuple) and value and all(isinstance(v, torch.nn.Module) for v in value):
+            # Modules referred to without being registered: what a derived observer derives from.
+            new.__dict__[key] = tuple(_clone_module(v, copies) for v in value)
     new.training = module.training
     new._modules = {
         name: None if child is None else _clone_module(child, copies)

@@ -25,7 +25,7 @@ class GraphDiff:
     moved: tuple[Node, ...]
     attributes: tuple[str, ...]
     lines: tuple[str, ...]
-    """The diff as text: ``+`` added, ``-`` removed, ``-``/``+`` pairs changed, ``>`` moved, ``@`` attributes."""
+    """As text: ``+`` added, ``-`` removed, ``-`` and ``+`` changed, ``>`` moved, ``@`` attributes."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.moved or self.attributes)
@@ -47,7 +47,7 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
     old, new = before.records, after.records
     kept = [node for node in new if node in old]
     moved = set(kept) - _longest_kept_order([node for node in old if node in new], kept)
-    changed = [node for node in kept if not old[node].same_as(new[node])]
+    changed = [node for node in kept if old[node] != new[node]]
     changed_set = set(changed)
     attributes = tuple(changed_attributes(before, after))
 
@@ -60,16 +60,16 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
         if node in position:
             # Removed nodes are shown where they stood: before the next node that is still there.
             while pending is not None and position[pending] < position[node]:
-                lines.append(f"- {old[pending]}")
+                lines.append(f"- {old[pending].text(pending)}")
                 pending = next(removed, None)
         if node not in old:
-            lines.append(f"+ {new[node]}")
+            lines.append(f"+ {new[node].text(node)}")
         elif node in changed_set:
-            lines += [f"- {old[node]}", f"+ {new[node]}"]
+            lines += [f"- {old[node].text(node)}", f"+ {new[node].text(node)}"]
         elif node in moved:
-            lines.append(f"> {new[node]}")
+            lines.append(f"> {new[node].text(node)}")
     while pending is not None:
-        lines.append(f"- {old[pending]}")
+        lines.append(f"- {old[pending].text(pending)}")
         pending = next(removed, None)
     lines += [f"@ attribute {target} replaced" for target in attributes]
     return GraphDiff(

@@ -6,6 +6,8 @@ Every guard that says no writes a :func:`Ledger.missed` with a reason code; what
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from torch.fx import Node
 
@@ -37,22 +39,38 @@ class Decision:
     source: str = ""
 
 
+@attrs.frozen
+class _Entry:
+    """A decision as it was written down; its source line is looked up when somebody asks."""
+
+    node: str
+    target: str
+    status: str
+    reason: str
+    detail: str
+    origin: dict[str, Any]
+
+    def decision(self) -> Decision:
+        return Decision(
+            self.node,
+            self.target,
+            self.status,
+            self.reason,
+            self.detail,
+            module=module_path(self.origin),
+            source=source_line(self.origin),
+        )
+
+
 @attrs.define
 class Ledger:
     """Collects decisions, one per node, the latest standing."""
 
-    _decisions: dict[str, Decision] = attrs.Factory(dict)
+    _entries: dict[str, _Entry] = attrs.Factory(dict)
 
     def _write(self, node: Node, status: str, reason: str, detail: str) -> None:
-        self._decisions[node.name] = Decision(
-            node=node.name,
-            target=str(node.target),
-            status=status,
-            reason=reason,
-            detail=detail,
-            module=module_path(node),
-            source=source_line(node),
-        )
+        origin = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+        self._entries[node.name] = _Entry(node.name, str(node.target), status, reason, detail, origin)
 
     def quantized(self, node: Node, pattern: str, detail: str = "") -> None:
         """``node`` will run in low precision as part of ``pattern``."""
@@ -62,11 +80,14 @@ class Ledger:
         """``node`` stays float because of ``reason``, unless a later entry says otherwise."""
         self._write(node, "float", reason, detail)
 
+    def __contains__(self, node: Node) -> bool:
+        return node.name in self._entries
+
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""
-        return Ledger(dict(self._decisions))
+        return Ledger(dict(self._entries))
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions, in the order the nodes were first met."""
-        return tuple(self._decisions.values())
+        return tuple(entry.decision() for entry in self._entries.values())

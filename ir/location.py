@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from torch.fx import Node
 
@@ -14,9 +16,10 @@ __all__ = ["describe_node", "describe_point", "locate", "module_path", "source_l
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 
 
-def module_path(node: Node) -> str:
-    """The dotted path of the module that made ``node`` (``layer1.0.conv1``), or "" for the root."""
-    stack = node.meta.get("nn_module_stack")
+def module_path(meta: Mapping[str, Any]) -> str:
+    """The dotted path of the module that made a node with this metadata (``layer1.0.conv1``), "" for the
+    root."""
+    stack = meta.get("nn_module_stack")
     if not stack:
         return ""
     path, _type = list(stack.values())[-1]
@@ -27,9 +30,9 @@ def module_path(node: Node) -> str:
     return path.split("@")[0]
 
 
-def source_line(node: Node) -> str:
-    """``file:line: code`` of the innermost frame of the user's model, or ""."""
-    trace = node.meta.get("stack_trace")
+def source_line(meta: Mapping[str, Any]) -> str:
+    """``file:line: code`` of the innermost frame of the user's model in a node's metadata, or ""."""
+    trace = meta.get("stack_trace")
     if not trace:
         return ""
     frames = list(_FRAME.finditer(trace))
@@ -56,8 +59,8 @@ def describe_point(point: EdgeOrNode) -> str:
 def locate(node: Node) -> tuple[str, ...]:
     """The lines that tell a user where ``node`` is: itself, its module, its source line."""
     lines = [describe_node(node)]
-    if path := module_path(node):
+    if path := module_path(node.meta):
         lines.append(f"module {path}")
-    if source := source_line(node):
+    if source := source_line(node.meta):
         lines.append(source)
     return ("\n".join(lines),)

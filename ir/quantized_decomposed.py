@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators
+import torch.ao.quantization.fx._decomposed  # pyright: ignore[reportUnusedImport]  (registers the operators)
 from torch.fx import Node
 
 __all__ = [

@@ -14,8 +14,8 @@ __all__ = ["Quantizer"]
 class Quantizer(ABC):
     """Says which tensors of a model are quantized and how, by annotating its nodes.
 
-    Subclass it and write :meth:`annotate`; ``prepare_pt2e`` calls ``transform_for_annotation``, ``annotate`` and
-    ``validate``, in this order. The model handed in is a working copy: the caller's is never touched.
+    Subclass it and write :meth:`annotate`; ``prepare_pt2e`` calls ``transform_for_annotation``, ``annotate``
+    and ``validate``, in this order. The model handed in is a working copy: the caller's is never touched.
     """
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:

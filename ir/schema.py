@@ -2,6 +2,9 @@
 
 ``torch.export`` leaves trailing default arguments out, so one operator is called in many ways. Code that
 compares calls completes them first; code that reads one argument asks for it by name and need not care.
+
+What torch has no public names for — the class of ATen operators, their schemas, how they are dispatched — is
+taken from it here and nowhere else; ``tests/ir/test_schema.py`` says when it moves.
 """
 
 from __future__ import annotations
@@ -12,14 +15,24 @@ from collections.abc import Mapping
 
 import attrs
 import torch
-from torch._ops import OpOverload  # the class of every ATen operator has no public name
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from ..errors import GraphInputError, UnknownNameError
 from .location import locate
 
-__all__ = ["Signature", "argument", "complete_arguments", "signature"]
+__all__ = [
+    "HigherOrderOperator",
+    "OpOverload",
+    "Signature",
+    "argument",
+    "complete_arguments",
+    "is_composite",
+    "operator_name",
+    "schema_of",
+    "signature",
+]
 
 # Schemas write the default of an enumeration as its number (c10/core/MemoryFormat.h, ScalarType.h).
 _ENUMERATIONS: Mapping[str, Mapping[object, Argument]] = {
@@ -48,13 +61,30 @@ class Signature:
     defaults: Mapping[str, Argument]
 
 
+def schema_of(op: OpOverload) -> torch.FunctionSchema:
+    """The schema of ``op``: its arguments and returns, with types and alias annotations."""
+    return op._schema
+
+
+def operator_name(op: OpOverload) -> tuple[str, str, str]:
+    """Namespace, name and overload: ``("aten", "add_", "Tensor")``; the overload may be ``"default"``."""
+    namespace, _, rest = op.name().partition("::")
+    name, _, overload = rest.partition(".")
+    return namespace, name, overload or "default"
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Whether ``op`` is made of other operators in every dispatch (CompositeImplicitAutograd)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+
+
 @functools.cache
 def signature(op: OpOverload) -> Signature:
     """The signature of ``op``; read from its schema once per process."""
     positional: dict[str, int] = {}
     keyword_only: list[str] = []
     defaults: dict[str, Argument] = {}
-    for arg in op._schema.arguments:
+    for arg in schema_of(op).arguments:
         if arg.kwarg_only:
             keyword_only.append(arg.name)
         else:

@@ -1,8 +1,8 @@
 """Snapshots of a graph: what changed between two moments, exactly and cheaply.
 
-FX hooks do not see ``node.args = …``, metadata or attributes being replaced, so change is found by comparison.
-A snapshot keeps references to the immutable argument tuples of the nodes; two snapshots compare by identity
-first, so taking and comparing them costs about a microsecond a node.
+FX hooks do not see ``node.args = …``, metadata or attributes being replaced, so change is found by
+comparison. A snapshot keeps references to the immutable argument tuples of the nodes; two snapshots compare
+by identity first, so taking and comparing them costs about a microsecond a node.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
 from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .attributes import find_attribute
 from .text import format_annotation, format_arguments, format_target, format_value
 
-__all__ = ["OWNED_META_KEYS", "NodeRecord", "Snapshot", "changed_attributes", "take_snapshot"]
+__all__ = ["GROUPS_KEY", "KERNEL_KEY", "NodeRecord", "Snapshot", "changed_attributes", "take_snapshot"]
 
-OWNED_META_KEYS: Final = ("lowbit.groups", "lowbit.kernel")
-"""The metadata keys besides the annotation whose change counts as a change of the graph."""
+GROUPS_KEY: Final = "lowbit.groups"
+"""``node.meta`` key: the sharing groups of the node's points, as text."""
+KERNEL_KEY: Final = "lowbit.kernel"
+"""``node.meta`` key: the operator pattern and kernel that a lowered node stands for."""
 
 
-@attrs.frozen(eq=False)
-class NodeRecord:
-    """What one node was when the snapshot was taken."""
+class NodeRecord(NamedTuple):
+    """What one node was when the snapshot was taken. Records are equal when nothing that counts differs.
+
+    A plain tuple: there are as many as nodes times passes, and tuples compare their elements by identity
+    first.
+    """
 
     name: str
     op: str
@@ -35,23 +41,12 @@ class NodeRecord:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     annotation: tuple[Any, ...] | None
-    owned_meta: tuple[Any, ...]
-    value: Any  # meta["val"]: shown in text, not compared
+    groups: str | None
+    kernel: str | None
 
-    def same_as(self, other: NodeRecord) -> bool:
-        """Whether nothing that counts differs. Tuples compare their elements by identity first."""
-        return (
-            self.args == other.args
-            and self.kwargs == other.kwargs
-            and self.target == other.target
-            and self.annotation == other.annotation
-            and self.owned_meta == other.owned_meta
-            and self.name == other.name
-            and self.op == other.op
-        )
-
-    def __str__(self) -> str:
-        value = format_value(self.value)
+    def text(self, node: Node) -> str:
+        """The record as a line; the type shown is the one ``node`` has now, which passes do not change."""
+        value = format_value(node.meta.get("val"))
         line = f"%{self.name}{': ' + value if value else ''} = "
         arguments = format_arguments(self.args, self.kwargs)
         if self.op in {"placeholder", "get_attr"}:
@@ -62,31 +57,35 @@ class NodeRecord:
             line += f"{format_target(self.op, self.target)}({arguments})"
         if self.annotation is not None:
             line += "  " + format_annotation(*self.annotation)
-        for key, value in zip(OWNED_META_KEYS, self.owned_meta, strict=True):
-            if value is not None:
-                line += f"  {{{key.removeprefix('lowbit.')}: {value}}}"
+        if self.groups is not None:
+            line += f"  {{groups: {self.groups}}}"
+        if self.kernel is not None:
+            line += f"  {{kernel: {self.kernel}}}"
         return line
+
+
+def _annotation(annotation: QuantizationAnnotation | None) -> tuple[Any, ...] | None:
+    if annotation is None:
+        return None
+    return (
+        tuple(annotation.input_qspec_map.items()),
+        annotation.output_qspec,
+        annotation.allow_implicit_sharing,
+        annotation._annotated,
+    )
 
 
 def _record(node: Node) -> NodeRecord:
     meta = node.meta
-    annotation: QuantizationAnnotation | None = meta.get(ANNOTATION_KEY)
     return NodeRecord(
-        name=node.name,
-        op=node.op,
-        target=node.target,
-        args=node.args,
-        kwargs=node.kwargs,
-        annotation=None
-        if annotation is None
-        else (
-            tuple(annotation.input_qspec_map.items()),
-            annotation.output_qspec,
-            annotation.allow_implicit_sharing,
-            annotation._annotated,
-        ),
-        owned_meta=tuple(meta.get(key) for key in OWNED_META_KEYS),
-        value=meta.get("val"),
+        node.name,
+        node.op,
+        node.target,
+        node.args,
+        node.kwargs,
+        _annotation(meta.get(ANNOTATION_KEY)),
+        meta.get(GROUPS_KEY),
+        meta.get(KERNEL_KEY),
     )
 
 
@@ -104,11 +103,9 @@ class _Attribute:
 
 
 def _attribute(gm: GraphModule, target: str) -> _Attribute | None:
-    value: Any = gm
-    for part in target.split("."):
-        value = getattr(value, part, None)
-        if value is None:
-            return None
+    value = find_attribute(gm, target)
+    if value is None:
+        return None
     if isinstance(value, GraphModule):
         return _Attribute(value, take_snapshot(value))
     # Tensors made under inference mode have no version counter, and cannot be written to outside of it.
@@ -127,16 +124,13 @@ class Snapshot:
         """Whether nothing changed between the two."""
         if len(self.records) != len(other.records) or self.attributes.keys() != other.attributes.keys():
             return False
-        for (node, record), (other_node, other_record) in zip(
-            self.records.items(), other.records.items(), strict=True
-        ):
-            if node is not other_node or not record.same_as(other_record):
-                return False
+        if list(self.records) != list(other.records) or self.records != other.records:
+            return False
         return not any(True for _ in changed_attributes(self, other))
 
     def lines(self) -> Iterator[str]:
         """The graph as text, a line a node."""
-        return (str(record) for record in self.records.values())
+        return (record.text(node) for node, record in self.records.items())
 
     @functools.cached_property
     def digest(self) -> str:

@@ -121,7 +121,7 @@ class QuantizationSpec(QuantizationSpecBase):
         if self.ch_axis is not None and self.ch_axis < 0:
             raise SpecError(
                 f"QuantizationSpec has ch_axis={self.ch_axis}",
-                hint="count the axis from the front; weights of conv and linear have their channels on axis 0",
+                hint="count the axis from the front; weights of conv and linear have channels on axis 0",
             )
         if self.is_dynamic and self.qscheme in PER_CHANNEL_QSCHEMES:
             raise SpecError(
@@ -175,6 +175,10 @@ class SharedQuantizationSpec(QuantizationSpecBase):
     edge_or_node: EdgeOrNode
 
 
+def _as_points(points: Sequence[EdgeOrNode]) -> tuple[EdgeOrNode, ...]:
+    return tuple(points)
+
+
 @attrs.frozen(slots=True)
 class DerivedQuantizationSpec(QuantizationSpecBase):
     """Quantize a tensor with parameters computed from those of other points (a bias, say).
@@ -190,7 +194,7 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
         is_dynamic: find the parameters at run time.
     """
 
-    derived_from: Sequence[EdgeOrNode] = attrs.field(converter=tuple)
+    derived_from: Sequence[EdgeOrNode] = attrs.field(converter=_as_points)
     derive_qparams_fn: Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor]]
     dtype: torch.dtype
     quant_min: int | None = None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import StageError
 from . import quantized_decomposed as qd
+from .attributes import find_attribute
 from .location import describe_node, locate
 from .points import annotated_points
 from .stages import Stage
@@ -24,10 +24,10 @@ __all__ = ["is_observer", "verify"]
 def verify(gm: GraphModule, stage: Stage) -> None:
     """Check that ``gm`` keeps the rules of ``stage``.
 
-    FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules exist.
-    ANNOTATED: annotations name edges that are there. OBSERVED: observers take one tensor. QDQ and after: no
-    observer is left, literal scales and zero points are legal, what is quantized is dequantized by the same
-    parameters.
+    FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules
+    exist. ANNOTATED: annotations name edges that are there. OBSERVED: observers take one tensor. QDQ and
+    after: no observer is left, literal scales and zero points are legal, what is quantized is dequantized by
+    the same parameters.
 
     Raises:
         StageError: the broken rules, each with its node.
@@ -55,15 +55,6 @@ def is_observer(module: object) -> bool:
     return isinstance(module, torch.nn.Module) and callable(getattr(module, "calculate_qparams", None))
 
 
-def _resolve(gm: GraphModule, target: str) -> Any:
-    value: Any = gm
-    for part in target.split("."):
-        value = getattr(value, part, None)
-        if value is None:
-            return None
-    return value
-
-
 def _structure(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     seen: set[Node] = set()
     for node in gm.graph.nodes:
@@ -72,20 +63,24 @@ def _structure(gm: GraphModule) -> Iterator[tuple[Node, str]]:
                 elsewhere = "stands after it" if source.graph is gm.graph else "belongs to another graph"
                 yield node, f"its input %{source.name} {elsewhere}"
         seen.add(node)
-        if node.op in {"get_attr", "call_module"} and _resolve(gm, str(node.target)) is None:
+        if node.op in {"get_attr", "call_module"} and find_attribute(gm, str(node.target)) is None:
             yield node, f"the module has no attribute {node.target!r}"
 
 
 def _observed(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     for node in gm.graph.nodes:
-        if node.op == "call_module" and is_observer(_resolve(gm, str(node.target))) and len(node.args) != 1:
+        if (
+            node.op == "call_module"
+            and is_observer(find_attribute(gm, str(node.target)))
+            and len(node.args) != 1
+        ):
             yield node, f"an observer takes one tensor, not {len(node.args)}"
 
 
 def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     for node in gm.graph.nodes:
         if node.op == "call_module":
-            if is_observer(_resolve(gm, str(node.target))):
+            if is_observer(find_attribute(gm, str(node.target))):
                 yield node, "an observer is left"
         elif node.op == "call_function":
             if node.target in (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR):
@@ -98,9 +93,11 @@ def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
 
 
 def _literals(node: Node) -> Iterator[tuple[Node, str]]:
-    _, scale, zero_point, quant_min, quant_max, dtype = node.args[:6]
-    assert isinstance(scale, (int, float)) and isinstance(zero_point, int)
-    assert isinstance(quant_min, int) and isinstance(quant_max, int) and isinstance(dtype, torch.dtype)
+    _, scale, zero_point, quant_min, quant_max = node.args[:5]
+    assert isinstance(scale, (int, float))
+    assert isinstance(zero_point, int)
+    assert isinstance(quant_min, int)
+    assert isinstance(quant_max, int)
     if not (math.isfinite(scale) and scale > 0):
         yield node, f"scale {scale} is not positive and finite"
     if not quant_min <= zero_point <= quant_max:

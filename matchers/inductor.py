@@ -2,8 +2,8 @@
 
 This is the one module that uses ``torch._inductor.pattern_matcher``. It builds pattern expressions from what
 an operator pattern captured, so the graph is matched before decomposition: ``gelu`` is one node, and one rule
-serves where tables of decomposed forms would spell out many. ``tests/matchers/test_inductor.py`` says when the
-API moves.
+serves where tables of decomposed forms would spell out many. ``tests/matchers/test_inductor.py`` says when
+the API moves.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def inductor_patterns(
             if pattern.kernel is None or (pattern.sharing is Sharing.SAME_AS_INPUT and not with_quantize):
                 continue
             for expression in _expressions(pattern, with_quantize):
-                _register(matcher_pass, pattern, expression, with_quantize, lowered, refused)
+                _register(matcher_pass, pattern, expression, with_quantize, lowered=lowered, refused=refused)
     return matcher_pass
 
 
@@ -64,6 +64,7 @@ def _register(
     pattern: OperatorPattern,
     expression: CallFunction,
     with_quantize: bool,
+    *,
     lowered: Lowered,
     refused: Refused,
 ) -> None:
@@ -162,7 +163,8 @@ class _Builder:
             args[0], args[1] = args[1], args[0]
         arguments = [self._argument(node, i, a) for i, a in enumerate(args)]
         # Keyword-only arguments are part of the meaning: alpha of an add, the approximation of gelu.
-        return CallFunction(node.target, *arguments, **node.kwargs)
+        kwargs: dict[str, Any] = dict(node.kwargs)
+        return CallFunction(node.target, *arguments, **kwargs)
 
     def _argument(self, node: Node, position: int, argument: Any) -> Any:
         if not isinstance(argument, Node):
@@ -198,7 +200,7 @@ def _same_parameters(pattern: OperatorPattern) -> Iterator[CallFunction]:
         dequantized if isinstance(a, Node) else ListOf(dequantized) if _holds_nodes(a) else Ignored()
         for a in operator.args
     ]
-    kwargs = {k: Ignored() for k in operator.kwargs}
+    kwargs: dict[str, Any] = {k: Ignored() for k in operator.kwargs}
     yield CallFunction(
         qd.QUANTIZE_PER_TENSOR, CallFunction(operator.target, *arguments, **kwargs), *_names(_OUTPUT)
     )

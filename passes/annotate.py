@@ -50,8 +50,9 @@ class Annotate:
         if not annotated_points(gm.graph):
             warnings.warn(
                 NothingQuantizedWarning(
-                    f"{type(quantizer).__name__} annotated no tensor: the model stays float. Is a configuration "
-                    "set (set_global), and does the model have operators that the backend quantizes?"
+                    f"{type(quantizer).__name__} annotated no tensor: the model stays float. Is a "
+                    "configuration set (set_global), and does the model have operators that the backend "
+                    "quantizes?"
                 ),
                 stacklevel=2,
             )

@@ -1,6 +1,7 @@
 """What a pass is, and the context it runs in.
 
-A pass is a value with a name, the stages it may run at, the stage it leaves, and ``run``. Ten lines are enough::
+A pass is a value with a name, the stages it may run at, the stage it leaves, and ``run``. Ten lines are
+enough::
 
     @attrs.frozen
     class DropDropout:
@@ -62,7 +63,7 @@ class Pass(Protocol):
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Change ``gm.graph`` (and attributes of ``gm``) in place; say whether anything changed.
 
-        ``gm`` is the manager's own copy, so a pass may fail half-way without harm. Tensors are shared with the
-        caller's module: replace them, never write into them. The pass neither recompiles nor lints.
+        ``gm`` is the manager's own copy, so a pass may fail half-way without harm. Tensors are shared with
+        the caller's module: replace them, never write into them. The pass neither recompiles nor lints.
         """
         ...

@@ -20,8 +20,8 @@ __all__ = ["DuplicateDequantize"]
 class DuplicateDequantize:
     """Gives every user of a dequantized tensor a dequantize of its own.
 
-    A pattern of dequantize → operator → quantize then owns its dequantize, and lowering one user does not depend
-    on the others.
+    A pattern of dequantize → operator → quantize then owns its dequantize, and lowering one user does not
+    depend on the others.
     """
 
     name: ClassVar[str] = "duplicate-dequantize"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import attrs
 from torch.fx import Graph, GraphModule, Node
@@ -11,6 +11,7 @@ from ..errors import PipelineError
 from ..ir.attributes import delete_unused
 from ..ir.quantized_decomposed import is_dequantize
 from ..ir.schema import complete_arguments
+from ..ir.snapshot import KERNEL_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..matchers.inductor import inductor_patterns
@@ -18,10 +19,7 @@ from ..matchers.operator_pattern import KernelCall, OperatorPattern
 from .base import PassContext
 from .registry import register_pass
 
-__all__ = ["KERNEL_KEY", "EmitInductor"]
-
-KERNEL_KEY: Final = "lowbit.kernel"
-"""``node.meta`` key: the operator pattern and kernel that a lowered node stands for."""
+__all__ = ["EmitInductor"]
 
 
 @register_pass
@@ -29,9 +27,9 @@ KERNEL_KEY: Final = "lowbit.kernel"
 class EmitInductor:
     """Matches the context's operator patterns in the Q/DQ graph and puts their kernels in place.
 
-    The patterns are Inductor's, run ahead of time on the undecomposed graph, so the result needs neither freezing
-    nor an environment variable. What no kernel takes stays dequantize → operator → quantize, which the compiler
-    fuses into its loops.
+    The patterns are Inductor's, run ahead of time on the undecomposed graph, so the result needs neither
+    freezing nor an environment variable. What no kernel takes stays dequantize → operator → quantize, which
+    the compiler fuses into its loops.
     """
 
     name: ClassVar[str] = "emit-inductor"
@@ -73,8 +71,8 @@ class EmitInductor:
 def _sink_dequantizes(graph: Graph) -> None:
     """Move each dequantize to just before its user.
 
-    Inductor does not match across an operator that writes into memory, and kernels that accumulate in place do;
-    the nodes of a pattern must stand together.
+    Inductor does not match across an operator that writes into memory, and kernels that accumulate in place
+    do; the nodes of a pattern must stand together.
     """
     for node in reversed(list(graph.nodes)):
         if is_dequantize(node) and len(node.users) == 1:

@@ -1,9 +1,9 @@
 """The pass ``fold-batch-norm``: BatchNorm in evaluation, folded into the convolution or linear before it.
 
-With running statistics BatchNorm is affine per channel, ``y = (x - mean) · γ / sqrt(var + ε) + β``, and of
-``x = W * u + b`` that is ``y = W' * u + b'`` with ``s = γ / sqrt(var + ε)``, ``W' = s · W`` per output channel
-and ``b' = s · (b - mean) + β`` (Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", 2018, section 3.2).
+With running statistics BatchNorm is affine per channel, ``y = (x - mean) · γ / sqrt(var + ε) + β``. Of
+``x = W * u + b`` that is ``y = W' * u + b'`` with ``s = γ / sqrt(var + ε)``, ``W' = s · W`` per output
+channel and ``b' = s · (b - mean) + β`` (Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference", 2018, section 3.2).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import ClassVar, cast
 
 import attrs
 import torch
-from torch._ops import OpOverload  # the class of every ATen operator has no public name
 from torch.fx import GraphModule, Node
 
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.ledger import Ledger
-from ..ir.schema import argument, complete_arguments, signature
+from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass

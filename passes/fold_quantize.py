@@ -23,8 +23,9 @@ __all__ = ["FoldQuantize"]
 class FoldQuantize:
     """Replaces quantize operators of constants by the quantized tensor, and lets the float one go.
 
-    ``conv1.weight`` becomes the buffer ``conv1.weight_int8``. Dequantize operators stay: they are what lowering
-    recognizes. The name is another, so that loading a float checkpoint cannot truncate floats into it.
+    ``conv1.weight`` becomes the buffer ``conv1.weight_int8``. Dequantize operators stay: they are what
+    lowering recognizes. The name is another, so that loading a float checkpoint cannot truncate floats into
+    it.
     """
 
     name: ClassVar[str] = "fold-quantize"
@@ -53,7 +54,9 @@ def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:
 
     assert callable(node.target)
     with torch.no_grad():
-        quantized = node.target(*(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+        quantized = node.target(
+            *(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()}
+        )
     source = node.args[0]
     assert isinstance(source, Node)
     target = names.fresh(f"{source.target}_{str(quantized.dtype).removeprefix('torch.')}")
@@ -63,4 +66,3 @@ def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:
     constant.meta = dict(node.meta)
     node.replace_all_uses_with(constant)
     gm.graph.erase_node(node)
-

@@ -12,12 +12,12 @@ import functools
 
 import attrs
 import torch
-from torch._ops import OpOverload  # the class of every ATen operator has no public name
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..ir.aliasing import Aliases, find_aliases, is_write, written_inputs
 from ..ir.ledger import Ledger
+from ..ir.schema import OpOverload, operator_name, schema_of
 
 __all__ = ["make_functional"]
 
@@ -48,18 +48,21 @@ def make_functional(graph: Graph, ledger: Ledger) -> bool:
 @functools.cache
 def _functional_form(op: OpOverload) -> OpOverload | None:
     """``aten.relu`` for ``aten.relu_``: the operator of the same arguments that returns a new tensor."""
-    name = op._opname
+    namespace, name, overload = operator_name(op)
     random = torch.Tag.nondeterministic_seeded in op.tags
     # Other namespaces need not mean the same by a trailing underscore.
-    if op.namespace != "aten" or not name.endswith("_") or (random and name not in _RANDOM_FORMS):
+    if namespace != "aten" or not name.endswith("_") or (random and name not in _RANDOM_FORMS):
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    found = getattr(packet, op._overloadname, None)
-    if not isinstance(found, OpOverload) or found._schema.is_mutable or len(found._schema.returns) != 1:
+    found = getattr(packet, overload, None)
+    if not isinstance(found, OpOverload):
+        return None
+    schema = schema_of(found)
+    if schema.is_mutable or len(schema.returns) != 1:
         return None
 
-    def shape(overload: OpOverload) -> list[tuple[str, str, bool]]:
-        first, *others = overload._schema.arguments
+    def shape(form: OpOverload) -> list[tuple[str, str, bool]]:
+        first, *others = schema_of(form).arguments
         # dropout calls it "input", dropout_ "self".
         return [
             ("", str(first.real_type), False),
@@ -123,7 +126,7 @@ class _Sweep:
     def _look_at(self, position: int, node: Node) -> None:
         changed_tensor = _written_self(node)
         self.tensor_of[node] = node if changed_tensor is None else self.tensor_of[changed_tensor]
-        sees_memory = isinstance(node.target, OpOverload) and node.target._opname in _SEES_MEMORY
+        sees_memory = isinstance(node.target, OpOverload) and operator_name(node.target)[1] in _SEES_MEMORY
         for source in node.all_input_nodes:
             self.last_read[self.tensor_of[source]] = position
             if sees_memory:

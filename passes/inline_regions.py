@@ -7,6 +7,8 @@ call of ``wrap_with_set_grad_enabled`` on a submodule of its own. Its operators 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -54,11 +56,9 @@ def _region_of(gm: GraphModule, call: Node) -> GraphModule | None:
     region = get_attribute(gm, str(reference.target))
     if not isinstance(region, GraphModule):
         return None
-    results = region.graph.output_node().args[0]
-    if not isinstance(results, (list, tuple)):
-        return None
+    results = _results(region)
     for user in call.users:
-        if user.target is not operator.getitem or not isinstance(results[user.args[1]], Node):
+        if user.target is not operator.getitem or not isinstance(results[cast(int, user.args[1])], Node):
             return None
     return region
 
@@ -81,11 +81,16 @@ def _inline(gm: GraphModule, call: Node, region: GraphModule, names: FreeNames) 
                     moved[node.target] = copy.target
                 values[node] = copy
                 copies.append(copy)
-    results = region.graph.output_node().args[0]
+    results = _results(region)
     for user in list(call.users):
-        user.replace_all_uses_with(values[results[user.args[1]]])  # pyright: ignore
+        user.replace_all_uses_with(cast(Node, values[cast(Node, results[cast(int, user.args[1])])]))
         graph.erase_node(user)
     return copies
+
+
+def _results(region: GraphModule) -> Sequence[Argument]:
+    """What ``region`` returns: torch.export lets every region return a tuple."""
+    return cast("Sequence[Argument]", region.graph.output_node().args[0])
 
 
 def _move(gm: GraphModule, region: GraphModule, target: str, names: FreeNames) -> str:

@@ -31,8 +31,8 @@ _KEPT_META = ("val", "nn_module_stack", "stack_trace", "from_node", "tensor_meta
 class InsertObservers:
     """Inserts the observers that annotations and their sharing ask for.
 
-    Points of one group call the same module, registered once as ``activation_post_process_<n>``. An edge whose
-    group is not that of its producer's output gets an observer of its own behind the producer's: two
+    Points of one group call the same module, registered once as ``activation_post_process_<n>``. An edge
+    whose group is not that of its producer's output gets an observer of its own behind the producer's: two
     quantizations in a row after conversion.
     """
 
@@ -99,9 +99,7 @@ def _insert(gm: GraphModule, sharing: SharingResult, targets: dict[int, str]) ->
     for producer, group_index in group_on.items():
         observer = _call_observer(gm, targets[group_index], producer)
         observed[producer] = observer
-        producer.replace_all_uses_with(
-            observer, delete_user_cb=_reads(producer, observer)
-        )
+        producer.replace_all_uses_with(observer, delete_user_cb=_reads(producer, observer))
 
     on_edge: dict[tuple[Node, int], Node] = {}
     for producer, consumer, group_index in edges:

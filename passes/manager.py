@@ -41,8 +41,8 @@ class PassManager:
     def run(self, gm: GraphModule, pipeline: Pipeline, context: PassContext | None = None) -> GraphModule:
         """Run ``pipeline`` on a copy of ``gm`` and return the copy.
 
-        The copy shares its tensors with ``gm``; ``gm`` itself is never changed, also when a pass fails. Code is
-        generated once, at the end.
+        The copy shares its tensors with ``gm``; ``gm`` itself is never changed, also when a pass fails. Code
+        is generated once, at the end.
 
         Raises:
             StageError: ``gm`` is not at a stage the first pass runs at, or a pass broke the stage's rules.

@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Node
 
 from ..errors import NotCalibratedError
 from ..ir import quantized_decomposed as qd
-from ..ir.attributes import FreeNames, constant_value, delete_unused, is_constant, set_tensor
+from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.location import locate
-from ..ir.observers import DerivedObserver
+from ..ir.observers import DerivedObserver, StatisticObserver
 from ..ir.specs import PER_CHANNEL_QSCHEMES, dtype_range
 from ..ir.stages import Stage
 from ..ir.verifiers import is_observer
@@ -31,9 +31,10 @@ _CAST_DTYPES = frozenset({torch.float16, torch.bfloat16})
 class ObserversToQdq:
     """Writes what each observer found into the graph.
 
-    Per-tensor scale and zero point become literals, per-channel ones buffers named after the tensor they belong
-    to (``conv1.weight_scale``); dynamic observers become ``choose_qparams`` at run time, float16 ones a cast.
-    Observers of constants are run on the constant as it is now, so weights loaded after calibration count.
+    Per-tensor scale and zero point become literals, per-channel ones buffers named after the tensor they
+    belong to (``conv1.weight_scale``); dynamic observers become ``choose_qparams`` at run time, float16 ones
+    a cast. Observers of constants are run on the constant as it is now, so weights loaded after calibration
+    count.
     """
 
     name: ClassVar[str] = "observers-to-qdq"
@@ -60,22 +61,29 @@ class ObserversToQdq:
 def _observe_constants(
     gm: GraphModule, observers: list[tuple[Node, torch.nn.Module]]
 ) -> list[tuple[Node, Any]]:
-    """The observers, where those of constants are copies that looked at the constants as they are now.
+    """The observers, where those of constants that changed since are copies that looked at them anew.
 
     The caller's observers keep what they have: the prepared model stays usable.
     """
-    stale: dict[int, torch.nn.Module] = {}
-    for _, observer in observers:
-        # What is derived from a constant's observer must be derived from the copy, so it is copied along.
-        if getattr(observer, "observe_once", False) or isinstance(observer, DerivedObserver):
-            stale[id(observer)] = observer
-    fresh = dict(zip(stale, copy.deepcopy(list(stale.values())), strict=True))
+    stale: dict[int, tuple[torch.nn.Module, torch.Tensor | None]] = {}
     for node, observer in observers:
         source = node.args[0]
         assert isinstance(source, Node)
-        if id(observer) in fresh and not isinstance(observer, DerivedObserver) and is_constant(source):
-            fresh[id(observer)](constant_value(gm, source))
-    return [(node, fresh.get(id(observer), observer)) for node, observer in observers]
+        if getattr(observer, "observe_once", False) and is_constant(source):
+            constant = get_tensor(gm, str(source.target))
+            if not (isinstance(observer, StatisticObserver) and observer.has_seen(constant)):
+                stale[id(observer)] = (observer, constant)
+    if not stale:
+        return [*observers]
+    for _, observer in observers:
+        if isinstance(observer, DerivedObserver):  # it must derive from the copies, so it is copied along
+            stale[id(observer)] = (observer, None)
+    copies = copy.deepcopy([observer for observer, _ in stale.values()])
+    for fresh, (_, constant) in zip(copies, stale.values(), strict=True):
+        if constant is not None:
+            fresh(constant)
+    fresh_by_id = dict(zip(stale, copies, strict=True))
+    return [(node, fresh_by_id.get(id(observer), observer)) for node, observer in observers]
 
 
 def _check_calibrated(observers: list[tuple[Node, Any]]) -> None:
@@ -85,7 +93,7 @@ def _check_calibrated(observers: list[tuple[Node, Any]]) -> None:
             f"{len(unseen)} of {len(observers)} observers never saw data, the first at %{unseen[0].name} "
             f"(of %{unseen[0].all_input_nodes[0].name})",
             where=locate(unseen[0].all_input_nodes[0]),
-            hint="run the prepared model on representative inputs first, for example calibrate(prepared, loader)",
+            hint="run the prepared model on representative inputs first: calibrate(prepared, loader)",
         )
 
 
@@ -129,7 +137,7 @@ def _replace(
             quantized = graph.call_function(pair[0], (source, *arguments))
             out_dtype = _float_dtype(source)
             # Left out for float32: what compilers' patterns for the interchange form expect.
-            kwargs = {} if out_dtype is torch.float32 else {"out_dtype": out_dtype}
+            kwargs: dict[str, Any] = {} if out_dtype is torch.float32 else {"out_dtype": out_dtype}
             new = graph.call_function(pair[1], (quantized, *arguments), kwargs)
     node.replace_all_uses_with(new)
     graph.erase_node(node)

@@ -26,9 +26,9 @@ PACK_KEY: Final = "lowbit.pack"
 class PackWeights:
     """Runs the packing calls of constant weights now and keeps their results.
 
-    The last pass: a packed weight is opaque to everything but its kernel. It compiles, but ``torch.export.save``
-    and ``state_dict`` files cannot hold it. Parameters that are left (biases) stop asking for gradients, which
-    the kernels do not have.
+    The last pass: a packed weight is opaque to everything but its kernel. It compiles, but
+    ``torch.export.save`` and ``state_dict`` files cannot hold it. Parameters that are left (biases) stop
+    asking for gradients, which the kernels do not have.
     """
 
     name: ClassVar[str] = "pack-weights"

@@ -45,8 +45,8 @@ def _check_stages(passes: tuple[Pass, ...]) -> None:
         if not fitting:
             assert possible is not None
             raise PipelineError(
-                f"pass {pass_.name!r} runs at stage {_names(pass_.requires)}, but {setter} leaves the graph at "
-                f"{_names(possible)}",
+                f"pass {pass_.name!r} runs at stage {_names(pass_.requires)}, but {setter} leaves the "
+                f"graph at {_names(possible)}",
                 hint="put a pass between them that changes the stage, or reorder the pipeline",
             )
         if pass_.ensures is not None:
@@ -64,7 +64,7 @@ class Pipeline:
     """An immutable sequence of passes.
 
     Args:
-        passes: the passes, in order. Two passes of one name are allowed; editing by name then names the first.
+        passes: the passes, in order. Of two passes with one name, editing by name means the first.
 
     Raises:
         PipelineError: something that is not a pass, or stages that do not fit together.
@@ -102,7 +102,9 @@ class Pipeline:
             passes.append(_make_pass(match["name"], match["options"] or ""))
             position = match.end() + 1
             if position == len(text):
-                raise PipelineError("pipeline text ends with a comma", hint="remove it, or name a pass after it")
+                raise PipelineError(
+                    "pipeline text ends with a comma", hint="remove it, or name a pass after it"
+                )
         return Pipeline(tuple(passes))
 
     def __str__(self) -> str:
@@ -152,6 +154,10 @@ class Pipeline:
         return Pipeline(self.passes[: self._index(name) + 1])
 
 
+def _options(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in attrs.fields(cls)) if attrs.has(cls) else ()
+
+
 def _make_pass(name: str, options: str) -> Pass:
     cls = pass_class(name)
     try:
@@ -166,7 +172,7 @@ def _make_pass(name: str, options: str) -> Pass:
             f"the options of pass {name!r} do not parse: {{{options}}}",
             hint="write option=value, …, with numbers, True, False, None or quoted text as values",
         ) from error
-    known = tuple(field.name for field in attrs.fields(cls)) if attrs.has(cls) else ()
+    known = _options(cls)
     for option in values:
         if option not in known:
             raise unknown_name(f"option of pass {name!r}", option, known or ("(it has no options)",))

@@ -75,7 +75,8 @@ def _origin(node: Node) -> Node | None:
 class _Values:
     """Fake values for the nodes that conversion made.
 
-    A fake operation costs a tenth of a millisecond; models have few distinct shapes, so equal ones are made once.
+    A fake operation costs a tenth of a millisecond; models have few distinct shapes, so equal ones are made
+    once.
     """
 
     def __init__(self, gm: GraphModule) -> None:

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from ..ir.points import annotated_points
 from ..ir.sharing import SharingResult, resolve_sharing
+from ..ir.snapshot import GROUPS_KEY
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
@@ -16,7 +17,6 @@ from .registry import register_pass
 __all__ = ["ResolveSharing", "sharing_of"]
 
 _SHARING_KEY: Final = "lowbit.sharing"
-GROUPS_KEY: Final = "lowbit.groups"
 
 
 def sharing_of(gm: GraphModule) -> SharingResult:
@@ -40,8 +40,8 @@ def sharing_of(gm: GraphModule) -> SharingResult:
 class ResolveSharing:
     """Resolves explicit and implicit sharing into groups, and reports every conflict at once.
 
-    Each annotated node gets ``meta["lowbit.groups"]``, the groups of its points as text: the diff of this pass
-    is the sharing.
+    Each annotated node gets ``meta["lowbit.groups"]``, the groups of its points as text: the diff of this
+    pass is the sharing.
     """
 
     name: ClassVar[str] = "resolve-sharing"

@@ -26,11 +26,7 @@ FLOORS = {
 }
 
 # Private by name, but types and helpers that torch's own documentation of FX and export works with.
-PUBLIC_IN_PRACTICE = (
-    "torch._ops.OpOverload",
-    "torch._subclasses.fake_tensor.FakeTensor",
-    "torch.utils._pytree",
-)
+PUBLIC_IN_PRACTICE = ("torch._ops", "torch._subclasses.fake_tensor", "torch.utils._pytree")
 
 # Other private interfaces may move with any release, so each is behind one module, named here with why it is
 # needed at all. A test beside that module says what breaks when it moves.

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import torch
+from rich.console import Console
 
 from ..errors import LowbitError
+from .demo.run import SUBJECTS, run_demo
 
 __all__ = ["main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lowbit")
+@click.version_option(package_name="lowbit", prog_name="lowbit")
 def main() -> None:
     """Quantize PyTorch models with compiler passes on FX graphs."""
 
@@ -20,7 +23,7 @@ def main() -> None:
 @main.command()
 @click.option(
     "--model",
-    type=click.Choice(["digits", "resnet18"]),
+    type=click.Choice(list(SUBJECTS)),
     default="digits",
     show_default=True,
     help="digits: a small ResNet, trained first on scikit-learn's digits. resnet18: ResNet-18 for images of "
@@ -30,8 +33,9 @@ def main() -> None:
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=None,
-    help="Threads that torch computes with; its own default when not given.",
+    default=1,
+    show_default=True,
+    help="Threads that torch computes with.",
 )
 @click.option(
     "--diffs",
@@ -40,20 +44,13 @@ def main() -> None:
     show_default=True,
     help="Folder for the diff that each pass made.",
 )
-def demo(*, model: str, seed: int, threads: int | None, diffs: Path) -> None:
+def demo(*, model: str, seed: int, threads: int, diffs: Path) -> None:
     """Quantize a model for X86, and show what it cost and what it gained.
 
     Exports the model, inserts observers, calibrates, converts, lowers to int8 kernels and compiles; then
     prints accuracy, size and latency of float32 and int8, and what each pass did.
     """
-    # Here and not above: torch takes seconds to import, and --help should not.
-    import torch
-    from rich.console import Console
-
-    from .demo.run import run_demo
-
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     try:
         run_demo(model, seed=seed, diffs=diffs, console=Console())
     except LowbitError as error:

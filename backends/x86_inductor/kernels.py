@@ -30,7 +30,8 @@ _NO_SCALARS: Final = [0.0]
 def _refuses_operands(call: KernelCall) -> str | None:
     """What all oneDNN kernels ask of their input and weight."""
     x, weight = call.operands["x"], call.operands["weight"]
-    assert isinstance(x, QuantizedOperand) and isinstance(weight, QuantizedOperand)
+    assert isinstance(x, QuantizedOperand)
+    assert isinstance(weight, QuantizedOperand)
     if x.dtype is not torch.uint8:
         return "activation-not-uint8"
     if weight.dtype is not torch.int8 or weight.axis != 0:
@@ -69,7 +70,8 @@ class _ConvArguments:
 
 def _convolution(call: KernelCall) -> _ConvArguments:
     x, weight = call.operands["x"], call.operands["weight"]
-    assert isinstance(x, QuantizedOperand) and isinstance(weight, QuantizedOperand)
+    assert isinstance(x, QuantizedOperand)
+    assert isinstance(weight, QuantizedOperand)
     conv = call.node_calling(*_CONVOLUTIONS)
     geometry = tuple(argument(conv, name) for name in ("stride", "padding", "dilation", "groups"))
     packed = _pack(
@@ -134,9 +136,7 @@ class QConvAdd:
         conv = _convolution(call)
         # oneDNN accumulates in channels-last only. contiguous() of what is so already is free.
         layout = _aten.contiguous.default if _may_overwrite(call, other.node) else _aten.clone.default
-        accumulator = call.graph.call_function(
-            layout, (other.node,), {"memory_format": torch.channels_last}
-        )
+        accumulator = call.graph.call_function(layout, (other.node,), {"memory_format": torch.channels_last})
         accumulator.meta = dict(other.node.meta)
         arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *_output_arguments(call))
         return call.graph.call_function(
@@ -175,12 +175,14 @@ class QLinear:
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
         x, weight = call.operands["x"], call.operands["weight"]
-        assert isinstance(x, QuantizedOperand) and isinstance(weight, QuantizedOperand)
+        assert isinstance(x, QuantizedOperand)
+        assert isinstance(weight, QuantizedOperand)
         register_lowering()
         linear = call.node_calling(_aten.linear.default)
         packed = _pack(call, QLINEAR_PREPACK, (weight.node, _input_shape(call, linear)), weight)
         head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
-        arguments = (*head, call.operands["bias"], *_output_arguments(call))
+        bias: Any = call.operands["bias"]
+        arguments = (*head, bias, *_output_arguments(call))
         return call.graph.call_function(
             _onednn.qlinear_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
         )

@@ -124,8 +124,8 @@ PATTERNS: tuple[OperatorPattern, ...] = (
         "linear-relu", _linear_relu, _linear_inputs, _WEIGHTED, QLinear("relu"), guards=_WEIGHTED_GUARDS
     ),
     _follower("max_pool2d", _max_pool2d, _image, IntegerOperator(widen=True)),
-    # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop that
-    # reads and writes 8-bit values.
+    # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop
+    # that reads and writes 8-bit values.
     _follower("avg_pool2d", _avg_pool2d, _image, None),
     _follower("adaptive_avg_pool2d", _adaptive_avg_pool2d, _image, None),
     _follower("flatten", _flatten, _image, IntegerOperator()),

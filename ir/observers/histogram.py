@@ -17,7 +17,14 @@ from torch import Tensor
 
 from .extremes import finite_min_max, flatten_dense
 
-__all__ = ["DyadicHistogram", "Grid", "empty_histogram", "merge_histograms", "observe_values"]
+__all__ = [
+    "DyadicHistogram",
+    "Grid",
+    "empty_histogram",
+    "merge_histograms",
+    "observe_values",
+    "widen_histogram",
+]
 
 # 2^-e must be a float32: no bins narrower than the smallest normal number.
 _MIN_EXPONENT = -126
@@ -51,6 +58,10 @@ class Grid:
         while _index(max_val, exponent) - _index(min_val, exponent) >= bins:
             exponent += 1
         return cls(exponent, _index(min_val, exponent))
+
+    def bin_of(self, value: float) -> int:
+        """The number of the bin that ``value`` falls into."""
+        return _index(value, self.exponent) - self.first
 
     def edge(self, k: int) -> float:
         """Where bin ``k`` begins."""
@@ -88,8 +99,7 @@ class DyadicHistogram:
     @property
     def used(self) -> Tensor:
         """The counts from the bin of the smallest value (bin 0) to that of the largest."""
-        grid = self.grid
-        return self.counts[: _index(self.max_val, grid.exponent) - grid.first + 1]
+        return self.counts[: self.grid.bin_of(self.max_val) + 1]
 
     def range_of_bins(self, start: int, end: int) -> tuple[float, float]:
         """The interval that bins ``start`` to ``end`` (inclusive) cover, cut at the extremes."""
@@ -134,6 +144,12 @@ def merge_histograms(a: DyadicHistogram, b: DyadicHistogram) -> DyadicHistogram:
     min_val, max_val = min(a.min_val, b.min_val), max(a.max_val, b.max_val)
     grid = Grid.covering(min_val, max_val, len(a.counts))
     return DyadicHistogram(min_val, max_val, _regridded(a, grid) + _regridded(b, grid))
+
+
+def widen_histogram(histogram: DyadicHistogram, low: float, high: float) -> DyadicHistogram:
+    """The same counts, on the grid of a larger interval [low, high] of float32 numbers."""
+    grid = Grid.covering(low, high, len(histogram.counts))
+    return DyadicHistogram(low, high, _regridded(histogram, grid))
 
 
 def _regridded(histogram: DyadicHistogram, grid: Grid) -> Tensor:

@@ -17,10 +17,9 @@ from typing import TypeAlias
 import attrs
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...errors import SpecError, UnknownNameError
-from .histogram import DyadicHistogram
+from .histogram import DyadicHistogram, widen_histogram
 
 __all__ = [
     "RANGE_RULES",
@@ -152,13 +151,12 @@ def entropy_range(histogram: DyadicHistogram, levels: int, symmetric: bool) -> t
     outermost bins, to the counts in the range as ``levels`` integers would tell them apart. Ranges of fewer
     bins than levels are not tried.
     """
-    counts, grid = histogram.used.to(torch.float64).cpu(), histogram.grid
-    scale = math.ldexp(1.0, -grid.exponent)
     ranges = _shrunken_ranges(histogram, symmetric)
+    wide = widen_histogram(histogram, *ranges[0])
+    counts, grid = wide.used.to(torch.float64).cpu(), wide.grid
     best, least = ranges[0], math.inf
     for low, high in ranges:
-        start = math.floor(low * scale) - grid.first
-        end = math.floor(high * scale) - grid.first
+        start, end = grid.bin_of(low), grid.bin_of(high)
         if end - start + 1 < levels:
             break
         divergence = _divergence(counts, start, end, levels)
@@ -168,12 +166,13 @@ def entropy_range(histogram: DyadicHistogram, levels: int, symmetric: bool) -> t
 
 
 def _divergence(counts: Tensor, start: int, end: int, levels: int) -> float:
-    bins = end - start + 1
-    inside = F.pad(counts, (-start, end + 1 - len(counts)))  # a negative pad cuts off
+    inside = counts[start : end + 1]
+    if not inside.any():
+        return math.inf
     reference = inside.clone()
-    reference[0] += counts[: max(start, 0)].sum()
+    reference[0] += counts[:start].sum()
     reference[-1] += counts[end + 1 :].sum()
-    level = torch.arange(bins) * levels // bins
+    level = torch.arange(len(inside)) * levels // len(inside)
     zeros = torch.zeros(levels, dtype=torch.float64)
     filled = zeros.index_add(0, level, (inside > 0).to(torch.float64))
     spread = zeros.index_add(0, level, inside) / filled.clamp(min=1.0)

@@ -129,7 +129,7 @@ class StatisticObserver(ObserverBase):
         Raises:
             CalibrationDataError: NaN or infinity in ``x``, or ``x`` not floating-point.
         """
-        if self.observe_once and self._sighting is not None and self._sighting.is_of(x):
+        if self.has_seen(x):
             return x
         check_observable(x)
         if x.numel() == 0:
@@ -141,6 +141,10 @@ class StatisticObserver(ObserverBase):
         if self.observe_once:
             self._sighting = _Sighting.of(x)
         return x
+
+    def has_seen(self, x: Tensor) -> bool:
+        """Whether ``x`` is the tensor observed last under ``observe_once``, not written to since."""
+        return self.observe_once and self._sighting is not None and self._sighting.is_of(x)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32), of shape [1] per tensor and [channels] per channel.

@@ -41,6 +41,8 @@ def last_call(gm: GraphModule):
         torch.atleast_3d,
         lambda x: x.chunk(2)[1],
         lambda x: torch.broadcast_tensors(x, x)[0],
+        lambda x: torch.unsafe_split(x, 1)[1],
+        lambda x: aten._unsafe_view(x, [-1]),
     ],
 )
 def test_values_that_share_memory_are_in_one_group(function):
@@ -71,6 +73,13 @@ def test_values_that_do_not_are_in_two(function):
     assert function(x).untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
     gm = export(function, x)
     assert not find_aliases(gm.graph).is_external(last_call(gm))
+
+
+def test_a_value_that_may_share_with_two_joins_their_groups():
+    gm = export(lambda x: torch.broadcast_tensors(x + 1, x + 2), torch.ones(2, 4))
+    aliases = find_aliases(gm.graph)
+    first, second = gm.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    assert aliases.group(first) is aliases.group(second) is aliases.group(last_call(gm))
 
 
 def test_a_number_shares_no_memory():

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from lowbit.errors import GraphInputError, UnknownNameError
-from lowbit.ir.schema import argument, complete_arguments, signature
+from lowbit.ir.schema import (
+    HigherOrderOperator,
+    OpOverload,
+    argument,
+    complete_arguments,
+    is_composite,
+    operator_name,
+    schema_of,
+    signature,
+)
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
@@ -13,6 +22,19 @@ def call(target, *args, **kwargs) -> Node:
     graph = Graph()
     x = graph.placeholder("x")
     return graph.call_function(target, (x, *args), kwargs)
+
+
+def test_what_torch_has_no_public_names_for_is_where_we_take_it_from():
+    """When torch moves these, this fails first; ir/schema.py is the one place to change."""
+    op = aten.add_.Tensor
+    assert isinstance(op, OpOverload)
+    assert isinstance(torch.ops.higher_order.cond, HigherOrderOperator)
+    assert operator_name(op) == ("aten", "add_", "Tensor")
+    assert operator_name(aten.relu.default) == ("aten", "relu", "default")
+    assert str(schema_of(op)).startswith("aten::add_.Tensor(Tensor(a!) self")
+    assert schema_of(op).arguments[0].alias_info.is_write
+    assert is_composite(aten.conv2d.default)
+    assert not is_composite(aten.add.Tensor)
 
 
 def test_trailing_defaults_are_filled_in_schema_order():

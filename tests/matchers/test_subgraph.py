@@ -378,6 +378,41 @@ def test_one_choice_of_operands_is_taken_back_for_the_sake_of_another():
     assert {name: node.name for name, node in match.name_node_map.items()} == {"x": "args_1", "y": "args_0"}
 
 
+def test_the_latest_choice_is_taken_back_first():
+    def pattern(x, y):
+        return (x + y) - x * y
+
+    def model(a, b):
+        return (a + b) - b * a
+
+    # Swapping the sum alone, or the product alone, would do.
+    (match,) = SubgraphMatcherWithNameNodeMap(pattern, (VECTOR, VECTOR)).match(
+        graph_of(model, VECTOR, VECTOR.clone())
+    )
+    assert [node.name for node in match.placeholder_nodes] == ["args_0", "args_1"]
+
+
+def test_two_operators_of_the_pattern_are_two_of_the_graph():
+    def pattern(x, y):
+        return torch.stack([x.relu(), y.relu()])
+
+    def model(x):
+        once = x.relu()
+        return torch.stack([once, once])
+
+    graph = graph_of(model, VECTOR)
+    miss = SubgraphMatcherWithNameNodeMap(pattern, (VECTOR, VECTOR)).match_at(only(graph, aten.stack.default))
+    assert (miss.reason, miss.node) == ("different-node", only(graph, aten.relu.default))
+    assert (
+        len(
+            SubgraphMatcherWithNameNodeMap(pattern, (VECTOR, VECTOR)).match(
+                graph_of(pattern, VECTOR, VECTOR.clone())
+            )
+        )
+        == 1
+    )
+
+
 # What surrounds a match.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from lowbit.tools.cli import main
 from lowbit.tools.demo.data import blended_colours, load_digits
 from lowbit.tools.demo.measure import accuracy, agreement, saved_bytes
 from lowbit.tools.demo.report import passes_table
-from lowbit.tools.demo.run import SUBJECTS
 from rich.console import Console
 
 
@@ -100,14 +100,9 @@ def test_passes_table_shows_what_each_pass_did() -> None:
     assert [cell.strip() for cell in check.strip("│").split("│")] == ["", "check", "0.0", "7", "unchanged"]
 
 
-def test_the_command_line_offers_every_subject() -> None:
-    (option,) = [param for param in main.commands["demo"].params if param.name == "model"]
-    assert list(option.type.choices) == list(SUBJECTS)
-
-
 def test_version_and_help() -> None:
     runner = CliRunner()
-    assert "lowbit" in runner.invoke(main, ["--version"]).output
+    assert runner.invoke(main, ["--version"]).output == f"lowbit, version {metadata.version('lowbit')}\n"
     shown = runner.invoke(main, ["demo", "-h"])
     assert shown.exit_code == 0
     assert {"--model", "--seed", "--threads", "--diffs"} <= set(shown.output.split())
@@ -117,7 +112,7 @@ def test_version_and_help() -> None:
 def test_the_whole_demo(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
-        result = CliRunner().invoke(main, ["demo", "--threads", "2", "--diffs", str(tmp_path / "diffs")])
+        result = CliRunner().invoke(main, ["demo", "--diffs", str(tmp_path / "diffs")])
     finally:
         torch.set_num_threads(threads)
     assert result.exception is None

@@ -112,19 +112,21 @@ def _digits(seed: int, console: Console) -> Subject:
         model,
         digits.calibration_batches(batch, count=4),
         quality,
-        rounds=200,
+        rounds=50,
     )
 
 
 def _resnet18(seed: int, console: Console) -> Subject:
     batch = 16
-    console.print("ResNet-18 with seeded random weights: there is no accuracy, so outputs are compared")
+    console.print(
+        "ResNet-18 with seeded random weights: there is no accuracy, so outputs are compared", soft_wrap=True
+    )
     *calibration, first, second = blended_colours(6, batch=batch, seed=seed)
 
     def quality(float32: Classifier, int8: Classifier) -> list[Row]:
         found = agreement(float32, int8, [first, second])
         return [
-            Row("logits, signal to quantization noise", "", f"{found.sqnr_db:.1f} dB"),
+            Row("SQNR of the logits", "", f"{found.sqnr_db:.1f} dB"),
             Row(f"same top-1 class, of {2 * batch} images", "", f"{found.top1:.1%}"),
         ]
 

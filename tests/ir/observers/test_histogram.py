@@ -20,6 +20,7 @@ from lowbit.ir.observers.histogram import (
     observe_values,
 )
 
+TINY = 2.0**-149
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # Scales far apart make grids grow by many powers of two at once.
@@ -27,7 +28,7 @@ finite = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),
     st.floats(-8.0, 8.0, width=32),
     st.integers(-40, 40).map(float),
-    st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e38, -1e38, FLOAT32_MAX, -FLOAT32_MAX]),
+    st.sampled_from([0.0, -0.0, TINY, -TINY, 2.0**126, -(2.0**126), FLOAT32_MAX, -FLOAT32_MAX]),
 )
 values = st.lists(finite, min_size=1, max_size=40)
 
@@ -137,11 +138,11 @@ def test_known_counts() -> None:
 
 def test_a_tiny_negative_number_does_not_become_zero_on_a_wide_grid() -> None:
     # -2^-149 · 2^-e rounds to -0.0 for every e > 0.
-    histogram = observed([[-1e-45, 0.0, 1e38]])
+    histogram = observed([[-TINY, 0.0, 2.0**126]])
     assert histogram.counts.tolist()[:2] == [1, 1]
 
 
-@pytest.mark.parametrize("value", [0.0, 3.7, -3.7, 1e-45, -1e-45, 1e38, -FLOAT32_MAX])
+@pytest.mark.parametrize("value", [0.0, 3.7, -3.7, TINY, -TINY, 2.0**126, -FLOAT32_MAX])
 def test_one_distinct_value_is_one_bin(value: float) -> None:
     histogram = observed([[value] * 5, [value] * 2])
     assert histogram.used.tolist() == [7]
