@@ -181,7 +181,7 @@ class _Folder:
             new_bias = shift.to(weight.dtype)
         if not (new_weight.isfinite().all() and new_bias.isfinite().all()):
             raise _Declined("not-finite", f"the folded parameters overflow {weight.dtype}")
-        return new_weight.contiguous(memory_format=_memory_format(weight)), new_bias
+        return new_weight, new_bias
 
     def _rewrite(
         self,
@@ -295,10 +295,3 @@ def _scale_channels(weight: torch.Tensor, scale: torch.Tensor, groups: int, tran
         return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     rows = scale.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
     return weight * rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2))
-
-
-def _memory_format(weight: torch.Tensor) -> torch.memory_format:
-    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if weight.ndim == ndim and weight.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format

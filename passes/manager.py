@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import time
+from collections.abc import Generator
 
 import attrs
 from torch.fx import GraphModule
@@ -50,6 +53,10 @@ class PassManager:
             LowbitError: what a pass raised, with the name of the pass filled in.
         """
         context = context or PassContext()
+        with _paused_garbage_collection():
+            return self._run(gm, pipeline, context)
+
+    def _run(self, gm: GraphModule, pipeline: Pipeline, context: PassContext) -> GraphModule:
         work = clone_graph_module(gm)
         snapshot = take_snapshot(work)
         for index, pass_ in enumerate(pipeline):
@@ -79,6 +86,21 @@ class PassManager:
         for module in (work, *nested_graph_modules(work)):
             module.recompile()
         return work
+
+
+@contextlib.contextmanager
+def _paused_garbage_collection() -> Generator[None]:
+    """Graphs are many long-lived objects, which the collector would scan again and again as they are made.
+
+    Measured at 800 linears: a fifth of the time of prepare and convert.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_stage(gm: GraphModule, pass_: Pass) -> None:

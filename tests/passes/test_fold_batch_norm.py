@@ -146,6 +146,15 @@ def test_arithmetic_is_float64_and_rounded_once():
     assert torch.equal(folded.get_parameter("0.bias"), exact_bias.float())
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_memory_layout_of_the_weight_is_kept(layout, kernel):
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, kernel, padding="same"), nn.BatchNorm2d(4)))
+    model = model.to(memory_format=layout)
+    folded = assert_folds(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert folded.get_parameter("0.weight").stride() == model[0].weight.stride()
+
+
 def test_unused_parameters_and_nodes_are_gone_and_new_ones_carry_metadata():
     model = randomized(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)))
     model[0].weight.requires_grad_(False)

@@ -446,14 +446,15 @@ def test_nested_regions_are_inlined_with_what_they_own():
 
 
 def test_a_branch_does_not_come_to_return_its_input():
-    """torch.cond refuses branches that do, when the model is exported or compiled again."""
+    """torch.cond and torch.compile refuse branches whose result is their input."""
 
     def forward(_, x):
         return torch.cond(x.sum() > 0, lambda u: F.dropout(u, 0.5, False), lambda u: u + 1, (x,))
 
-    x = torch.randn(2, 4)
-    gm, _ = check(forward, x)
-    assert torch.equal(export(gm, x)(x), gm(x))
+    gm, _ = check(forward, torch.randn(2, 4))
+    for body in nested_graph_modules(gm):
+        (result,) = body.graph.output_node().args[0]
+        assert result.op == "call_function"
 
 
 def test_autocast_regions_stay_and_are_reported():
