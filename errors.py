@@ -86,9 +86,6 @@ class PipelineError(LowbitError, ValueError):
 class UnknownNameError(LowbitError, KeyError):
     """A name of a pass, backend or module that does not exist; the hint has the nearest ones."""
 
-    # KeyError.__str__ would print the repr of the message.
-    __str__ = LowbitError.__str__
-
 
 class PassFailedError(LowbitError, RuntimeError):
     """A pass raised something other than a lowbit error, or reported its change wrongly."""

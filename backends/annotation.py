@@ -67,7 +67,7 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
         if config is None:
             state.ledger.missed("not-configured", anchor, "no configuration applies to it")
             continue
-        refusal = pattern.refusal(match)
+        refusal = pattern.match_refusal(match)
         if refusal is not None:
             state.ledger.missed(refusal, anchor, f"as {pattern.name}")
             continue

@@ -30,6 +30,7 @@ def accuracies(seed: int) -> tuple[float, float]:
 @write_option
 def main(*, seeds: int, write: bool) -> None:
     """Train and quantize the digits model once a seed, and compare accuracies."""
+    torch.set_num_threads(1)
     pairs = []
     for seed in range(seeds):
         click.echo(f"seed {seed}", err=True)

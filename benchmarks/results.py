@@ -34,11 +34,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def environment() -> str:
-    """The versions and the instruction set that the figures belong to."""
+    """The versions and the instructions for int8 that the figures belong to."""
     versions = [f"torch {torch.__version__}"]
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions.append(f"torchao {metadata.version('torchao')}")
-    return f"{', '.join(versions)}, {torch.backends.cpu.get_cpu_capability()}"
+    can = torch.cpu.get_capabilities()
+    instructions = [name for name in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8") if can.get(name)]
+    return f"{', '.join(versions)}; {', '.join(instructions) or can['architecture']}"
 
 
 def report(title: str, text: str, *, write: bool) -> None:

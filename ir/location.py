@@ -6,28 +6,62 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 from torch.fx import Node
 
 from .specs import EdgeOrNode
 
-__all__ = ["describe_node", "describe_point", "locate", "module_path", "source_line"]
+__all__ = [
+    "ModuleCall",
+    "describe_node",
+    "describe_point",
+    "locate",
+    "module_path",
+    "module_stack",
+    "source_line",
+]
 
 # Frames of the exporter itself stand above the user's own in a stack trace.
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 
 
-def module_path(meta: Mapping[str, Any]) -> str:
-    """The dotted path of the module that made a node with this metadata (``layer1.0.conv1``), "" for the
-    root."""
-    stack = meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path, _type = list(stack.values())[-1]
-    # Strict export writes paths as expressions on the root: L['self'].layer1[0] or L__self___layer1.
+@attrs.frozen
+class ModuleCall:
+    """One module call that a node was made in.
+
+    Args:
+        call: identity of the call; a module called twice has two.
+        path: dotted path of the module (``layer1.0.conv1``), "" for the root.
+        kind: qualified name of its class.
+    """
+
+    call: str
+    path: str
+    kind: str
+
+
+def module_stack(meta: Mapping[str, Any]) -> list[ModuleCall]:
+    """The module calls around a node with this metadata, the outermost first."""
+    stack: Mapping[str, tuple[str, Any]] = meta.get("nn_module_stack") or {}
+    return [ModuleCall(call, _dotted(path), _qualified(kind)) for call, (path, kind) in stack.items()]
+
+
+def _dotted(path: str) -> str:
+    # Strict export may write paths as expressions on the root: L['self'].layer1[0].
     path = re.sub(r"^L\['self'\]\.?", "", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     # A module called again is told apart by a suffix: relu, relu@1.
     return path.split("@")[0]
+
+
+def _qualified(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+
+
+def module_path(meta: Mapping[str, Any]) -> str:
+    """The dotted path of the module that made a node with this metadata, "" for the root."""
+    stack = module_stack(meta)
+    return stack[-1].path if stack else ""
 
 
 def source_line(meta: Mapping[str, Any]) -> str:

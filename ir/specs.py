@@ -18,6 +18,7 @@ from torch.fx import Node
 from ..errors import SpecError
 
 __all__ = [
+    "CAST_DTYPES",
     "PER_CHANNEL_QSCHEMES",
     "SYMMETRIC_QSCHEMES",
     "ConcreteSpec",
@@ -42,6 +43,9 @@ SYMMETRIC_QSCHEMES = frozenset({torch.per_tensor_symmetric, torch.per_channel_sy
 PER_CHANNEL_QSCHEMES = frozenset(
     {torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams}
 )
+
+CAST_DTYPES = frozenset({torch.float16, torch.bfloat16})
+"""Dtypes that a spec means as a cast rather than as a quantization."""
 
 # The handbook's legacy names; torch.iinfo does not know them.
 _STORAGE_DTYPE = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}

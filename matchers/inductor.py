@@ -15,7 +15,6 @@ from typing import Any
 import attrs
 import torch
 from torch._inductor.pattern_matcher import (
-    Arg,
     CallFunction,
     Ignored,
     KeywordArg,
@@ -27,7 +26,15 @@ from torch._inductor.pattern_matcher import Match as InductorMatch
 from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
-from .operator_pattern import KernelCall, OperatorPattern, QuantizedOperand, Role, Sharing
+from .operator_pattern import (
+    KernelCall,
+    Occurrence,
+    OperatorPattern,
+    OutputQuantization,
+    QuantizedOperand,
+    Role,
+    Sharing,
+)
 
 __all__ = ["Lowered", "Refused", "inductor_patterns"]
 
@@ -73,7 +80,7 @@ def _register(
 
     def accepts(match: InductorMatch) -> bool:
         call = _kernel_call(pattern, match, with_quantize)
-        reason = kernel.refuses(call)
+        reason = pattern.refusal(_occurrence(pattern, call, match)) or kernel.refuses(call)
         if reason is not None:
             refused(pattern, call, reason)
         return reason is None
@@ -91,18 +98,17 @@ def _register(
 
 
 def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: bool) -> KernelCall:
-    output = match.output_node()
     gm = match.graph.owning_module
     assert isinstance(gm, GraphModule)
-    float_nodes = tuple(
-        node for node in match.nodes if not qd.is_quantize(node) and not qd.is_dequantize(node)
-    )
+    nodes = sorted(node for node in match.nodes if not qd.is_quantize(node) and not qd.is_dequantize(node))
     kwargs = match.kwargs
     if pattern.sharing is Sharing.SAME_AS_INPUT:
-        qparams = [kwargs[f"{_OUTPUT}_{name}"] for name in _QPARAMS]
-        operands: dict[str, Any] = {
-            str(i): QuantizedOperand(node, qparams[0], qparams[1], None, *qparams[2:])
-            for i, node in enumerate(match.args)
+        (operator,) = nodes
+        scale, zero_point, *tail = (kwargs[f"{_OUTPUT}_{name}"] for name in _QPARAMS)
+        operands: dict[str, QuantizedOperand | Node | None] = {
+            node.name: QuantizedOperand(_integer(node), scale, zero_point, None, *tail)
+            for node in operator.all_input_nodes
+            if qd.is_dequantize(node)
         }
     else:
         operands = {
@@ -112,14 +118,30 @@ def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: 
     return KernelCall(
         gm=gm,
         operands=operands,
-        nodes=float_nodes,
-        output=output,
-        output_qparams=(
-            (kwargs[f"{_OUTPUT}_scale"], kwargs[f"{_OUTPUT}_zero_point"], kwargs[f"{_OUTPUT}_dtype"])
-            if with_quantize
-            else None
+        nodes=tuple(nodes),
+        output=match.output_node(),
+        quantization=(
+            OutputQuantization(*(kwargs[f"{_OUTPUT}_{name}"] for name in _QPARAMS)) if with_quantize else None
         ),
     )
+
+
+def _occurrence(pattern: OperatorPattern, call: KernelCall, match: InductorMatch) -> Occurrence:
+    dequantized = {_integer(node): node for node in match.nodes if qd.is_dequantize(node)}
+
+    def stands_for(operand: QuantizedOperand | Node | None, role: Role) -> Node | None:
+        if not isinstance(operand, QuantizedOperand):
+            return operand
+        return operand.node if role is Role.WEIGHT else dequantized[operand.node]
+
+    inputs = [stands_for(*pair) for pair in zip(call.operands.values(), pattern.roles, strict=False)]
+    return Occurrence(inputs, call.nodes[-1])
+
+
+def _integer(dequantize: Node) -> Node:
+    node = dequantize.args[0]
+    assert isinstance(node, Node)
+    return node
 
 
 def _operand(name: str, role: Role, kwargs: dict[str, Any]) -> QuantizedOperand | Node | None:
@@ -195,7 +217,7 @@ def _same_parameters(pattern: OperatorPattern) -> Iterator[CallFunction]:
     Inductor's matcher binds a name to one value, so equal names demand equal parameters.
     """
     operator = pattern.captured.graph.output_node().all_input_nodes[0]
-    dequantized = CallFunction(qd.DEQUANTIZE_PER_TENSOR, Arg(), *_names(_OUTPUT))
+    dequantized = CallFunction(qd.DEQUANTIZE_PER_TENSOR, Ignored(), *_names(_OUTPUT))
     arguments = [
         dequantized if isinstance(a, Node) else ListOf(dequantized) if _holds_nodes(a) else Ignored()
         for a in operator.args

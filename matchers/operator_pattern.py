@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -25,7 +25,9 @@ __all__ = [
     "Guard",
     "Kernel",
     "KernelCall",
+    "Occurrence",
     "OperatorPattern",
+    "OutputQuantization",
     "QuantizedOperand",
     "Role",
     "Sharing",
@@ -49,8 +51,26 @@ class Sharing(enum.Enum):
     """All inputs and the output have one scale and zero point: the operator moves or picks values."""
 
 
-Guard = Callable[[Match], "str | None"]
-"""Looks at a match; returns None when it may be quantized, else a reason code for the ledger."""
+@attrs.frozen(eq=False)
+class Occurrence:
+    """Where a pattern was found: in a float graph, or between dequantize and quantize.
+
+    Args:
+        inputs: what stands for each parameter of the pattern's function; None for an absent tensor.
+            Activations and biases are float, weights the constant that is stored, whatever its dtype.
+        output: the last operator, whose result is float.
+    """
+
+    inputs: Sequence[Node | None]
+    output: Node
+
+
+Guard = Callable[[Occurrence], "str | None"]
+"""Looks at an occurrence; returns None when it may run in low precision, else a reason code for the ledger.
+
+Guards are asked twice: before an occurrence is annotated, and before it is lowered, since others than the
+backend's quantizer may have annotated it.
+"""
 
 
 @attrs.frozen(eq=False)
@@ -76,23 +96,35 @@ class QuantizedOperand:
     dtype: torch.dtype
 
 
+@attrs.frozen
+class OutputQuantization:
+    """How the result of a matched pattern is quantized, per tensor; the fields as in QuantizedOperand."""
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+
+
 @attrs.frozen(eq=False)
 class KernelCall:
     """A place in a Q/DQ graph where a pattern was found, ready to be replaced by a kernel.
 
     Args:
         gm: the graph module.
-        operands: by parameter name of the pattern's function: quantized operands, float tensors, or None.
+        operands: quantized operands, float tensors, or None, in order: by parameter name of the pattern's
+            function, or where all share one scale by name of their dequantize.
         nodes: the float operators, in graph order.
         output: the quantize node behind the operators, or the last operator where its output stays float.
-        output_qparams: scale, zero point and dtype the output is quantized with; None where it stays float.
+        quantization: how the output is quantized; None where it stays float.
     """
 
     gm: GraphModule
     operands: dict[str, QuantizedOperand | Node | None]
     nodes: tuple[Node, ...]
     output: Node
-    output_qparams: tuple[float, int, torch.dtype] | None
+    quantization: OutputQuantization | None
 
     @property
     def graph(self) -> Graph:
@@ -174,6 +206,17 @@ class OperatorPattern:
         """The number of operators; larger patterns are tried first."""
         return sum(node.op == "call_function" for node in self.captured.graph.nodes)
 
-    def refusal(self, match: Match) -> str | None:
+    def refusal(self, occurrence: Occurrence) -> str | None:
         """The reason code of the first guard that says no, or None."""
-        return next((reason for guard in self.guards if (reason := guard(match)) is not None), None)
+        return next((reason for guard in self.guards if (reason := guard(occurrence)) is not None), None)
+
+    def match_refusal(self, match: Match) -> str | None:
+        """Why a match in a float graph does not mean what the pattern means, or None.
+
+        Positional literals (a stride) adjust an operator; keyword-only ones (the alpha of an addition, the
+        approximation of gelu) choose another function, so they must be those of the pattern.
+        """
+        for wanted, found in match.nodes_map.items():
+            if wanted.op == "call_function" and found is not None and wanted.kwargs != found.kwargs:
+                return "different-literal"
+        return self.refusal(Occurrence(match.placeholder_nodes, match.anchor))

@@ -16,6 +16,8 @@ import attrs
 import torch
 from torch.fx import Graph, Node
 
+from ..ir.location import module_stack
+
 __all__ = ["SourcePartition", "get_source_partitions"]
 
 Source: TypeAlias = type[torch.nn.Module] | Callable[..., Any]
@@ -87,25 +89,18 @@ def _recorded_name(function: Callable[..., Any]) -> str:
     return f"{type(function).__name__}.{function.__name__}"
 
 
-def _module_stack(node: Node) -> list[tuple[str, str]]:
-    """Identity of the call, and type, of each module around ``node``, the innermost first."""
-    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    return [
-        (call, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind))
-        for call, (_path, kind) in reversed(stack.items())
-    ]
-
-
 def _module_call(node: Node, classes: dict[str, type]) -> tuple[Source, Hashable] | None:
-    return next(((classes[kind], call) for call, kind in _module_stack(node) if kind in classes), None)
+    stack = reversed(module_stack(node.meta))
+    return next(((classes[m.kind], m.call) for m in stack if m.kind in classes), None)
 
 
 def _function_call(node: Node, functions: dict[str, Callable[..., Any]]) -> tuple[Source, Hashable] | None:
     call = node.meta.get("torch_fn")
     if call is None or call[1] not in functions:
         return None
-    innermost = next(iter(_module_stack(node)), ("", ""))[1]
-    return None if innermost.startswith("torch.nn.") else (functions[call[1]], call)
+    stack = module_stack(node.meta)
+    inside_torch = bool(stack) and stack[-1].kind.startswith("torch.nn.")
+    return None if inside_torch else (functions[call[1]], call)
 
 
 def _partition(source: Source, nodes: list[Node]) -> SourcePartition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import attrs
 from torch.fx import GraphModule, Node
@@ -11,27 +11,23 @@ from ..ir.points import annotated_points
 from ..ir.sharing import SharingResult, resolve_sharing
 from ..ir.snapshot import GROUPS_KEY
 from ..ir.stages import Stage
-from .base import PassContext
+from .base import PassContext, ResolvedSharing
 from .registry import register_pass
 
 __all__ = ["ResolveSharing", "sharing_of"]
 
-_SHARING_KEY: Final = "lowbit.sharing"
 
-
-def sharing_of(gm: GraphModule) -> SharingResult:
+def sharing_of(gm: GraphModule, context: PassContext) -> SharingResult:
     """The sharing of ``gm`` as ``resolve-sharing`` found it, or found anew where annotations changed since.
 
     Raises:
         SharingError: the annotations contradict each other.
         AnnotationError: an annotation names an edge that does not exist.
     """
-    stored = gm.meta.get(_SHARING_KEY)
-    if stored is not None:
-        points, result = stored
-        # Nodes compare by identity, so the result of a copied graph is not taken for this one's.
-        if points == annotated_points(gm.graph):
-            return result
+    resolved = context.sharing
+    # Nodes compare by identity, so the result of another graph is not taken for this one's.
+    if resolved is not None and resolved.points == annotated_points(gm.graph):
+        return resolved.result
     return resolve_sharing(gm.graph)
 
 
@@ -49,9 +45,9 @@ class ResolveSharing:
     ensures: ClassVar[Stage | None] = None
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
-        """Resolve, keep the result on ``gm`` for ``insert-observers``, and label the nodes."""
+        """Resolve, keep the result in ``context`` for ``insert-observers``, and label the nodes."""
         result = resolve_sharing(gm.graph)
-        gm.meta[_SHARING_KEY] = (annotated_points(gm.graph), result)
+        context.sharing = ResolvedSharing(annotated_points(gm.graph), result)
         labels: dict[Node, list[str]] = {}
         for group in result.groups:
             for point in group.points:

@@ -34,13 +34,16 @@ PRIVATE_TORCH = {
     ("lowbit.ir.quantized_decomposed", "torch.ao.quantization.fx._decomposed"): (
         "registers the quantized_decomposed operators; Inductor imports it too"
     ),
-    ("lowbit.ir.aliasing", "torch._C._dispatch_has_kernel_for_dispatch_key"): (
-        "tells operators whose output may alias an input, where the schema does not"
+    ("lowbit.ir.schema", "torch._C._dispatch_has_kernel_for_dispatch_key"): (
+        "tells operators that are made of others in every dispatch; no public function does"
     ),
     (
         "lowbit.matchers.inductor",
         "torch._inductor.pattern_matcher",
     ): "the matcher that lowering is written in",
+    ("lowbit.backends.x86_inductor.unfrozen_linear", "torch._inductor"): (
+        "adds a lowering of qlinear to Inductor's table, which has one for frozen weights only"
+    ),
 }
 
 BACKEND_NAMES = re.compile(r"x86|xnnpack|xpu", re.IGNORECASE)

@@ -10,8 +10,9 @@ from torch.fx import Node
 
 from ...ir.aliasing import aliased_inputs
 from ...ir.attributes import get_tensor
-from ...ir.quantized_decomposed import is_dequantize
+from ...ir.quantized_decomposed import is_dequantize, is_quantize
 from ...ir.schema import argument
+from ...ir.specs import dtype_range
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand
 from ...passes.pack_weights import PACK_KEY
 from .prepack import QCONV_PREPACK, QLINEAR_PREPACK, register_fakes
@@ -42,7 +43,16 @@ def _refuses_operands(call: KernelCall) -> str | None:
 
 
 def _output_arguments(call: KernelCall) -> tuple[float, int, torch.dtype]:
-    return call.output_qparams or (1.0, 0, torch.float32)
+    output = call.quantization
+    return (1.0, 0, torch.float32) if output is None else (output.scale, output.zero_point, output.dtype)
+
+
+def _clamped(call: KernelCall, result: Node) -> Node:
+    """``result`` of a kernel, which fills its dtype, in the range that the graph quantizes to."""
+    output = call.quantization
+    if output is None or (output.quant_min, output.quant_max) == dtype_range(output.dtype):
+        return result
+    return call.graph.call_function(_aten.clamp.default, (result, output.quant_min, output.quant_max))
 
 
 def _input_shape(call: KernelCall, operator: Node) -> list[int] | None:
@@ -103,9 +113,10 @@ class QConv:
         """Insert packing and convolution."""
         conv = _convolution(call)
         arguments = (*conv.head, conv.bias, *conv.geometry, *_output_arguments(call))
-        return call.graph.call_function(
+        result = call.graph.call_function(
             _onednn.qconv_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
         )
+        return _clamped(call, result)
 
 
 @attrs.frozen
@@ -125,7 +136,14 @@ class QConvAdd:
         """None, or why the operands do not fit."""
         other = call.operands["other"]
         assert isinstance(other, QuantizedOperand)
-        if call.output_qparams is None or other.dtype is not call.output_qparams[2]:
+        x = call.operands["x"]
+        assert isinstance(x, QuantizedOperand)
+        if call.quantization is None:
+            return "sum-read-in-float"
+        if _memory(x.node) is _memory(other.node):
+            # Not a matter of copying it: Inductor drops the copy, and then reads what is being written.
+            return "accumulator-is-input"
+        if other.dtype is not call.quantization.dtype:
             return "accumulator-dtype-differs"
         return _refuses_operands(call)
 
@@ -139,22 +157,41 @@ class QConvAdd:
         accumulator = call.graph.call_function(layout, (other.node,), {"memory_format": torch.channels_last})
         accumulator.meta = dict(other.node.meta)
         arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *_output_arguments(call))
-        return call.graph.call_function(
+        result = call.graph.call_function(
             _onednn.qconv2d_pointwise.binary,
             (*arguments, other.scale, other.zero_point, "sum", 1.0, self.unary, _NO_SCALARS, ""),
         )
+        return _clamped(call, result)
 
 
 def _may_overwrite(call: KernelCall, node: Node) -> bool:
-    """Whether nothing reads the memory of ``node`` after the kernel, the caller of the model included."""
-    if node.op != "call_function" or aliased_inputs(node):
+    """Whether nothing but the addition reads the memory of ``node`` after the kernel, the caller of the model
+    included."""
+    if node.op != "call_function" or _memory(node) is not node:
         return False
+    addition = call.node_calling(_aten.add.Tensor)
     for user in node.users:
-        if is_dequantize(user) and all(reader in call.nodes for reader in user.users):
-            continue  # this very use
-        if not user < call.output or node in aliased_inputs(user):
+        readers = user.users if is_dequantize(user) else {user: None}
+        if list(readers) == [addition]:
+            continue
+        if not user < call.output or any(map(aliased_inputs, readers)):
             return False
     return True
+
+
+def _memory(node: Node) -> Node:
+    """The node that made the memory which ``node`` may be in.
+
+    Between quantize and dequantize a view counts as one already: it will be, once it is lowered.
+    """
+    while True:
+        source = node.args[0] if is_quantize(node) else node
+        views = aliased_inputs(source) if isinstance(source, Node) else ()
+        if not views:
+            return node
+        node = views[0]
+        if is_dequantize(node):
+            (node,) = node.all_input_nodes
 
 
 @attrs.frozen
@@ -183,9 +220,10 @@ class QLinear:
         head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
         bias: Any = call.operands["bias"]
         arguments = (*head, bias, *_output_arguments(call))
-        return call.graph.call_function(
+        result = call.graph.call_function(
             _onednn.qlinear_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
         )
+        return _clamped(call, result)
 
 
 @attrs.frozen
@@ -206,16 +244,17 @@ class IntegerOperator:
     def emit(self, call: KernelCall) -> Node:
         """Insert the operator on the integer tensors."""
         (operator,) = call.nodes
-        graph = call.graph
+        dequantized = [node for node in operator.all_input_nodes if is_dequantize(node)]
         integers = {
-            source: self._integer(call, operand)
-            for source, operand in zip(operator.all_input_nodes, call.operands.values(), strict=True)
+            node: self._integer(call, operand)
+            for node, operand in zip(dequantized, call.operands.values(), strict=True)
         }
-        new = graph.node_copy(operator, lambda node: integers[node])
+        new = call.graph.node_copy(operator, lambda node: integers.get(node, node))
+        # The float result's value would be wrong here.
+        new.meta = {}
         if self.widen:
-            assert call.output_qparams is not None
-            new = graph.call_function(_aten.to.dtype, (new, call.output_qparams[2]))
-        new.meta = dict(call.output.meta)
+            assert call.quantization is not None
+            new = call.graph.call_function(_aten.to.dtype, (new, call.quantization.dtype))
         return new
 
     def _integer(self, call: KernelCall, operand: object) -> Node:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...matchers.operator_pattern import OperatorPattern, Role, Sharing
-from ..guards import constant_weight, float32_activations, same_shape
+from ..guards import constant_weight, dimensions, float32_activations, same_shape
 from .kernels import IntegerOperator, QConv, QConvAdd, QLinear
 
 __all__ = ["PATTERNS"]
@@ -99,14 +99,15 @@ def _follower(
     )
 
 
-_WEIGHTED_GUARDS = (constant_weight(1), float32_activations(0))
+_CONV_GUARDS = (constant_weight(1), float32_activations(0), dimensions(0, 4))
 _ADD_ROLES = (*_WEIGHTED, Role.ACTIVATION)
-_ADD_GUARDS = (constant_weight(1), float32_activations(0, 3), same_shape(3))
+_ADD_GUARDS = (*_CONV_GUARDS, float32_activations(3), same_shape(3))
+_LINEAR_GUARDS = (constant_weight(1), float32_activations(0), dimensions(1, 2))
 
 PATTERNS: tuple[OperatorPattern, ...] = (
-    OperatorPattern("conv2d", _conv2d, _conv2d_inputs, _WEIGHTED, QConv(), guards=_WEIGHTED_GUARDS),
+    OperatorPattern("conv2d", _conv2d, _conv2d_inputs, _WEIGHTED, QConv(), guards=_CONV_GUARDS),
     OperatorPattern(
-        "conv2d-relu", _conv2d_relu, _conv2d_inputs, _WEIGHTED, QConv("relu"), guards=_WEIGHTED_GUARDS
+        "conv2d-relu", _conv2d_relu, _conv2d_inputs, _WEIGHTED, QConv("relu"), guards=_CONV_GUARDS
     ),
     OperatorPattern(
         "conv2d-add", _conv2d_add, _conv2d_add_inputs, _ADD_ROLES, QConvAdd(), guards=_ADD_GUARDS
@@ -119,9 +120,9 @@ PATTERNS: tuple[OperatorPattern, ...] = (
         QConvAdd("relu"),
         guards=_ADD_GUARDS,
     ),
-    OperatorPattern("linear", _linear, _linear_inputs, _WEIGHTED, QLinear(), guards=_WEIGHTED_GUARDS),
+    OperatorPattern("linear", _linear, _linear_inputs, _WEIGHTED, QLinear(), guards=_LINEAR_GUARDS),
     OperatorPattern(
-        "linear-relu", _linear_relu, _linear_inputs, _WEIGHTED, QLinear("relu"), guards=_WEIGHTED_GUARDS
+        "linear-relu", _linear_relu, _linear_inputs, _WEIGHTED, QLinear("relu"), guards=_LINEAR_GUARDS
     ),
     _follower("max_pool2d", _max_pool2d, _image, IntegerOperator(widen=True)),
     # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop

@@ -180,16 +180,19 @@ def test_memory_format_does_not_matter() -> None:
 
 
 def test_thread_count_does_not_matter() -> None:
-    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(400_001, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     results = []
     try:
-        for n in (1, 2):
+        for n in (1, 2, 3):
             torch.set_num_threads(n)
             results.append(bits(observe_values(empty_histogram(2048), x)))
+            with torch.inference_mode():
+                results.append(bits(observe_values(empty_histogram(2048), x.clone())))
     finally:
         torch.set_num_threads(threads)
-    assert results[0] == results[1]
+    assert all(result == results[0] for result in results)
+    assert sum(results[0][2]) == 400_001
 
 
 def test_bad_values_are_refused_with_their_kind_and_number() -> None:

@@ -257,6 +257,19 @@ def test_observe_once_is_idempotent(observer_type: type[StatisticObserver]) -> N
         assert state(observer) == state(reference)
 
 
+def test_observers_say_whether_they_have_seen_a_constant() -> None:
+    observer = MinMaxObserver()
+    weight = data()
+    observer(weight)
+    assert not observer.has_seen(weight)  # without observe_once nothing is remembered
+    observer.observe_once = True
+    observer(weight)
+    assert observer.has_seen(weight)
+    assert not observer.has_seen(weight.clone())
+    weight += 1
+    assert not observer.has_seen(weight)
+
+
 @every_observer
 def test_observe_once_starts_over_when_the_tensor_changed(observer_type: type[StatisticObserver]) -> None:
     def observed(x: torch.Tensor) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""Which configuration applies to which operator: by module name, by type, or globally."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch.fx import Graph, Node
+
+from ..errors import SpecError, UnknownNameError
+from ..ir.location import ModuleCall, module_stack
+from ..ir.schema import OpOverload, operator_name
+from ..ir.specs import QuantizationConfig
+
+__all__ = ["ConfigSelection", "operator_of_function"]
+
+_IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div"}
+_Kind = Literal["function type", "module type", "module name"]
+
+
+def operator_of_function(function: Callable[..., Any]) -> str:
+    """The ATen operator that a torch function exports as: ``conv2d`` for ``F.conv2d``.
+
+    Raises:
+        UnknownNameError: ``function`` is not of ``torch``, ``torch.nn.functional``, ``torch.Tensor`` or
+            ``operator``.
+    """
+    for namespace in (torch.nn.functional, torch, torch.Tensor, operator):
+        for name in (getattr(function, "__name__", ""), *dir(namespace)):
+            # By identity: functions that dispatch on a flag, like F.max_pool2d, share a name of no meaning.
+            if getattr(namespace, name, None) is function:
+                return _IN_PLACE.get(name, name.rstrip("_"))
+    raise UnknownNameError(
+        f"{function!r} is not a torch function",
+        hint="pass a function such as torch.nn.functional.conv2d, or use set_module_type_qconfig",
+    )
+
+
+@attrs.define
+class _Selector:
+    """One setting: what it selects, and the configuration, None for float."""
+
+    kind: _Kind
+    name: str
+    config: QuantizationConfig | None
+
+    def selects(self, node: Node, stack: list[ModuleCall]) -> bool:
+        if self.kind == "function type":
+            return isinstance(node.target, OpOverload) and operator_name(node.target)[1] == self.name
+        if self.kind == "module type":
+            return any(call.kind == self.name for call in stack)
+        return any(call.path == self.name or call.path.startswith(f"{self.name}.") for call in stack)
+
+
+@attrs.define
+class ConfigSelection:
+    """The settings of a quantizer. A module name wins over a type, a type over the global configuration.
+
+    Among types, a module type wins over a function type; among module names, the longest.
+    """
+
+    _global: QuantizationConfig | None = None
+    _selectors: dict[tuple[_Kind, str], _Selector] = attrs.Factory(dict)
+
+    def set_global(self, config: QuantizationConfig | None) -> None:
+        """Set what applies where nothing else does."""
+        self._check_mode(config)
+        self._global = config
+
+    def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
+        """Set what applies to the operator that ``function`` exports as, also inside modules."""
+        self._set("function type", operator_of_function(function), config)
+
+    def set_module_type(self, module_type: type, config: QuantizationConfig | None) -> None:
+        """Set what applies to everything in modules of this class."""
+        self._set("module type", f"{module_type.__module__}.{module_type.__qualname__}", config)
+
+    def set_module_name(self, name: str, config: QuantizationConfig | None) -> None:
+        """Set what applies to everything in the module of this dotted name."""
+        self._set("module name", name, config)
+
+    def _set(self, kind: _Kind, name: str, config: QuantizationConfig | None) -> None:
+        self._check_mode(config)
+        self._selectors[kind, name] = _Selector(kind, name, config)
+
+    def _check_mode(self, config: QuantizationConfig | None) -> None:
+        """One model is quantized in one mode: training or not, static or dynamic."""
+        others = [self._global, *(s.config for s in self._selectors.values())]
+        for other in others:
+            if config is None or other is None or _mode(other) == _mode(config):
+                continue
+            raise SpecError(
+                f"a {_mode(config)} configuration is mixed with a {_mode(other)} one",
+                hint="use one mode for the whole model; None leaves parts of it float",
+            )
+
+    def of(self, nodes: tuple[Node, ...]) -> QuantizationConfig | None:
+        """The configuration for operators that are quantized as one; None leaves them float.
+
+        The first decides. The others follow it, unless a setting other than the global one says otherwise
+        about them: then they do not belong together, and the answer is None.
+        """
+        leader = self._explicit(nodes[0])
+        config = self._global if leader is None else leader.config
+        for node in nodes[1:]:
+            explicit = self._explicit(node)
+            if explicit is not None and explicit.config != config:
+                return None
+        return config
+
+    def _explicit(self, node: Node) -> _Selector | None:
+        stack = module_stack(node.meta) if self._selectors else []
+        applying = [s for s in self._selectors.values() if s.selects(node, stack)]
+        rank = {"function type": 0, "module type": 1, "module name": 2}
+        return max(applying, key=lambda s: (rank[s.kind], len(s.name)), default=None)
+
+    def check_selectors(self, graph: Graph) -> None:
+        """See that every setting selects something.
+
+        Raises:
+            UnknownNameError: one does not; the hint has the nearest names of the model.
+        """
+        if not self._selectors:
+            return
+        nodes = [(node, module_stack(node.meta)) for node in graph.nodes if node.op == "call_function"]
+        for selector in self._selectors.values():
+            if not any(selector.selects(node, stack) for node, stack in nodes):
+                raise _selects_nothing(selector, nodes)
+
+
+def _mode(config: QuantizationConfig) -> str:
+    activation = config.input_activation
+    dynamic = activation is not None and activation.is_dynamic
+    return f"{'dynamic' if dynamic else 'static'} {'QAT' if config.is_qat else 'PTQ'}"
+
+
+def _selects_nothing(selector: _Selector, nodes: list[tuple[Node, list[ModuleCall]]]) -> UnknownNameError:
+    known = sorted(set(_names(selector.kind, nodes)))
+    near = difflib.get_close_matches(selector.name, known, n=3, cutoff=0.4)
+    return UnknownNameError(
+        f"the setting for {selector.kind} {selector.name!r} selects no operator of the model",
+        hint=f"the nearest: {', '.join(near)}" if near else f"the model has: {', '.join(known) or 'none'}",
+    )
+
+
+def _names(kind: _Kind, nodes: list[tuple[Node, list[ModuleCall]]]) -> Iterable[str]:
+    for node, stack in nodes:
+        if kind == "function type":
+            if isinstance(node.target, OpOverload):
+                yield operator_name(node.target)[1]
+        else:
+            for call in stack:
+                yield call.kind if kind == "module type" else call.path
