@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from rich.progress import Progress, TaskID
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree as pytree
+from torch.fx import GraphModule, Node
 
 from .errors import CalibrationDataError, GraphInputError, StageError
 from .ir.location import locate
@@ -29,7 +29,8 @@ def calibrate(
     Args:
         model: a prepared model; its observers are updated.
         data: batches, a data loader for example. A batch is a tensor, a tuple or list whose first entries are
-            the model's inputs (labels may follow), or a mapping of keyword arguments.
+            the model's inputs (labels may follow), or a mapping of the keyword arguments that the model was
+            exported with.
         steps: how many batches to take; None takes all.
         progress: show a progress bar on the terminal.
 
@@ -56,10 +57,8 @@ def calibrate(
     try:
         with torch.no_grad(), _bar(progress) as bar:
             task = _start(bar, data, steps)
-            for index, batch in enumerate(data):
-                if steps is not None and index >= steps:
-                    break
-                _observe(model, index, *_arguments(batch, inputs, index))
+            for batch in islice(data, steps):
+                _observe(model, seen, *_arguments(batch, inputs, seen))
                 seen += 1
                 if bar is not None and task is not None:
                     bar.advance(task)
@@ -81,7 +80,10 @@ def _bar(progress: bool) -> AbstractContextManager[Progress | None]:
 def _start(bar: Progress | None, data: Iterable[Any], steps: int | None) -> TaskID | None:
     if bar is None:
         return None
-    known = len(data) if hasattr(data, "__len__") else None  # pyright: ignore[reportArgumentType]
+    try:
+        known = len(data)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # also from a loader, which has a length only if its data set has one
+        known = None
     total = known if steps is None else steps if known is None else min(steps, known)
     return bar.add_task("calibrating", total=total)
 
@@ -111,31 +113,37 @@ def _observe(model: GraphModule, index: int, args: tuple[Any, ...], kwargs: dict
     try:
         model(*args, **kwargs)
     except CalibrationDataError as error:
-        node = _failing_node(model, args, kwargs)
+        node = _refusing_node(model, args, kwargs)
         error.where = (f"batch {index}", *error.where, *(locate(node) if node is not None else ()))
         raise
+    # What the input checks of torch.export and the operators raise at tensors that do not fit.
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise CalibrationDataError(
+            f"the model does not run on batch {index}: {type(error).__name__}: {error}",
+            hint="yield what the model was exported with: the same arguments, of shapes and dtypes it allows",
+        ) from error
 
 
-class _Locator(Interpreter):
-    """Runs the graph node by node and remembers where it is."""
+def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
+    """The operator whose result an observer of ``model`` refuses. Runs the batch once more."""
+    called: list[torch.nn.Module] = []
 
-    at: Node | None = None
+    def note(observer: torch.nn.Module, _: Any) -> None:
+        called.append(observer)
 
-    def run_node(self, n: Node) -> Any:
-        self.at = n
-        return super().run_node(n)
-
-
-def _failing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
-    """The operator whose result the failing observer refused. Runs the batch once more, node by node."""
-    locator = _Locator(model)
-    flat = pytree.tree_leaves((args, kwargs))
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if is_observer(module)]
     try:
-        locator.run(*flat, enable_io_processing=False)
+        model(*args, **kwargs)
     except CalibrationDataError:
-        if locator.at is not None and locator.at.op == "call_module":
-            source = locator.at.args[0]
-            return source if isinstance(source, Node) else locator.at
+        refusing = called[-1]
+        calls = model.graph.find_nodes(op="call_module")
+        at = [node for node in calls if model.get_submodule(node.target) is refusing]
+        # An observer that several points share is called at each, in graph order.
+        node = at[called.count(refusing) - 1] if at else None
+        return None if node is None else node.all_input_nodes[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
     return None
 
 

@@ -16,8 +16,12 @@ from .backends.pipelines import CONVERT, PREPARE
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
 from .errors import GraphInputError, UnknownNameError, UnsupportedError
+from .ir.attributes import find_attribute
 from .ir.ledger import Decision, Ledger
+from .ir.location import locate
 from .ir.quantizer import Quantizer
+from .ir.schema import argument
+from .ir.verifiers import is_observer
 from .passes import PassContext, PassManager, Pipeline
 from .passes.instruments import Instrument, Verify
 
@@ -25,6 +29,10 @@ __all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e
 
 _BACKEND_KEY: Final = "lowbit.backend"
 _LEDGER_KEY: Final = "lowbit.ledger"
+_TRAINING_ARGUMENTS: Final = {
+    torch.ops.aten.batch_norm.default: "training",
+    torch.ops.aten.dropout.default: "train",
+}
 
 
 def prepare_pt2e(
@@ -51,7 +59,7 @@ def prepare_pt2e(
         A new graph module to be calibrated: run it on representative inputs.
 
     Raises:
-        GraphInputError: ``model`` was not exported.
+        GraphInputError: ``model`` was not exported, or in training mode.
         StageError: ``model`` is prepared or converted already.
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
@@ -62,7 +70,9 @@ def prepare_pt2e(
             hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
         )
     backend = _backend_of(quantizer)
-    passes = pipeline or (PREPARE if backend is None else backend.prepare)
+    _check_inference(model)
+    default = PREPARE if backend is None else backend.prepare
+    passes = default if pipeline is None else pipeline
     prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
     if backend is not None:
         prepared.meta[_BACKEND_KEY] = backend.name
@@ -101,7 +111,8 @@ def convert_pt2e(
             hint="leave use_reference_representation out for the quantize/dequantize form",
         )
     name = model.meta.get(_BACKEND_KEY)
-    passes = pipeline or (CONVERT if name is None else get_backend(name).convert)
+    default = CONVERT if name is None else get_backend(name).convert
+    passes = default if pipeline is None else pipeline
     if not fold_quantize and "fold-quantize" in passes.names:
         passes = passes.without("fold-quantize")
     return _run(model, passes, PassContext(ledger=_ledger_of(model)), instruments)
@@ -138,7 +149,7 @@ def lower_pt2e(
     """
     _check_exported(model)
     chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
-    passes = pipeline or chosen.lower
+    passes = chosen.lower if pipeline is None else pipeline
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
@@ -156,6 +167,15 @@ def decisions(model: GraphModule) -> tuple[Decision, ...]:
 
 def _check_exported(model: object) -> None:
     if isinstance(model, GraphModule):
+        for node in model.graph.nodes:
+            module = find_attribute(model, str(node.target)) if node.op == "call_module" else None
+            traced = isinstance(module, torch.nn.Module) and not is_observer(module) and node.users
+            if node.op == "call_method" or traced:
+                raise GraphInputError(
+                    f"the model was traced, not exported: its graph has a {node.op} of {node.target!r}",
+                    where=locate(node),
+                    hint="export it: torch.export.export(model.eval(), example_inputs).module()",
+                )
         return
     kind = type(model).__name__
     if isinstance(model, torch.export.ExportedProgram):
@@ -166,6 +186,20 @@ def _check_exported(model: object) -> None:
         f"the model is a {kind}, not an exported graph module",
         hint="export it first: torch.export.export(model.eval(), example_inputs).module()",
     )
+
+
+def _check_inference(model: GraphModule) -> None:
+    """Post-training quantization is of the model as it infers."""
+    for target, name in _TRAINING_ARGUMENTS.items():
+        for node in model.graph.find_nodes(op="call_function", target=target):
+            # BatchNorm without running statistics uses those of the batch in evaluation too.
+            without_statistics = name == "training" and argument(node, "running_mean") is None
+            if argument(node, name) is True and not without_statistics:
+                raise GraphInputError(
+                    f"the model was exported in training mode: {node.target} is called with {name}=True",
+                    where=locate(node),
+                    hint="call model.eval() before torch.export.export",
+                )
 
 
 def _backend_of(quantizer: Quantizer) -> Backend | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import torch
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from ..ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
@@ -62,6 +63,9 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
             continue
         match = pattern.matcher.match_at(anchor, claimed=state.claimed)
         if not isinstance(match, Match):
+            # That something else stands there is no news; that it is almost the pattern is.
+            if match.reason != "different-target":
+                state.ledger.missed(match.reason, anchor, f"as {pattern.name}: {match.detail}")
             continue
         config = state.config_of(match.nodes)
         if config is None:
@@ -155,6 +159,7 @@ def _explain_rest(state: _Annotator) -> None:
     """Float operators that no pattern asked about: the backend has nothing for them."""
     for node in state.graph.nodes:
         if node.op == "call_function" and node not in state.claimed and node not in state.ledger:
-            value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            # Of several outputs (split, topk) one in floating-point is enough.
+            values = pytree.tree_leaves(node.meta.get("val"))
+            if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values):
                 state.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")

@@ -63,13 +63,13 @@ class ConfigSelection:
     Among types, a module type wins over a function type; among module names, the longest.
     """
 
-    _global: QuantizationConfig | None = None
+    _default: QuantizationConfig | None = None
     _selectors: dict[tuple[_Kind, str], _Selector] = attrs.Factory(dict)
 
     def set_global(self, config: QuantizationConfig | None) -> None:
         """Set what applies where nothing else does."""
         self._check_mode(config)
-        self._global = config
+        self._default = config
 
     def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
         """Set what applies to the operator that ``function`` exports as, also inside modules."""
@@ -89,7 +89,7 @@ class ConfigSelection:
 
     def _check_mode(self, config: QuantizationConfig | None) -> None:
         """One model is quantized in one mode: training or not, static or dynamic."""
-        others = [self._global, *(s.config for s in self._selectors.values())]
+        others = [self._default, *(s.config for s in self._selectors.values())]
         for other in others:
             if config is None or other is None or _mode(other) == _mode(config):
                 continue
@@ -105,7 +105,7 @@ class ConfigSelection:
         about them: then they do not belong together, and the answer is None.
         """
         leader = self._explicit(nodes[0])
-        config = self._global if leader is None else leader.config
+        config = self._default if leader is None else leader.config
         for node in nodes[1:]:
             explicit = self._explicit(node)
             if explicit is not None and explicit.config != config:

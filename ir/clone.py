@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .annotation import ANNOTATION_KEY, QuantizationAnnotation
-from .specs import (
-    DerivedQuantizationSpec,
-    EdgeOrNode,
-    QuantizationSpecBase,
-    SharedQuantizationSpec,
-)
+from .points import as_point
+from .specs import DerivedQuantizationSpec, EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
 
 __all__ = ["clone_graph_module"]
+
+_T = TypeVar("_T")
 
 # What torch.export puts on the instance: bound to the original module, and there to refuse train() and
 # eval(), which the tutorials' own calibration loop calls.
@@ -41,7 +40,7 @@ def clone_graph_module(gm: GraphModule) -> GraphModule:
 
 
 def _clone_graph_module(gm: GraphModule, copies: dict[int, torch.nn.Module]) -> GraphModule:
-    new = GraphModule(torch.nn.Module(), Graph())
+    new = GraphModule(torch.nn.Module(), Graph(), class_name=type(gm).__name__)
     fresh = set(new.__dict__)
     copies[id(gm)] = new
     # Whatever the user keeps on the module comes along; what GraphModule itself keeps is made anew, apart
@@ -75,7 +74,7 @@ def _copy_state(module: torch.nn.Module, new: torch.nn.Module, copies: dict[int,
     for key, value in module.__dict__.items():
         # Parameters, buffers, hooks: dicts and sets of nn.Module, which the copy must be free to change.
         if key.startswith("_") and isinstance(value, (dict, set)):
-            new.__dict__[key] = copy.copy(value)
+            new.__dict__[key] = value.copy()
         elif isinstance(value, tuple) and value and all(isinstance(v, torch.nn.Module) for v in value):
             # Modules referred to without being registered: what a derived observer derives from.
             new.__dict__[key] = tuple(_clone_module(v, copies) for v in value)
@@ -99,13 +98,14 @@ def _clone_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 def _remap_annotations(graph: Graph, node_map: dict[Node, Node]) -> None:
-    # A node that is not in the graph stays as it is: resolving the sharing reports it as dangling.
-    def remap(node: Node) -> Node:
-        return node_map.get(node, node)
+    # What is not a node of the graph stays as it is, be it a node of another or no node at all: whoever
+    # reads the annotation reports it.
+    def remap(node: _T) -> _T:
+        return node_map.get(node, node) if isinstance(node, Node) else node
 
     for node in graph.nodes:
-        annotation: QuantizationAnnotation | None = node.meta.get(ANNOTATION_KEY)
-        if annotation is None:
+        annotation: object = node.meta.get(ANNOTATION_KEY)
+        if not isinstance(annotation, QuantizationAnnotation):
             continue
         node.meta[ANNOTATION_KEY] = attrs.evolve(
             annotation,
@@ -128,7 +128,6 @@ def _remap_spec(
 
 
 def _remap_point(point: EdgeOrNode, remap: Callable[[Node], Node]) -> EdgeOrNode:
-    if isinstance(point, Node):
-        return remap(point)
-    producer, consumer = point
-    return remap(producer), remap(consumer)
+    if as_point(point) is None:
+        return point
+    return remap(point) if isinstance(point, Node) else (remap(point[0]), remap(point[1]))

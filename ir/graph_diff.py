@@ -25,7 +25,8 @@ class GraphDiff:
     moved: tuple[Node, ...]
     attributes: tuple[str, ...]
     lines: tuple[str, ...]
-    """As text: ``+`` added, ``-`` removed, ``-`` and ``+`` changed, ``>`` moved, ``@`` attributes."""
+    """As text: ``+`` added, ``-`` removed, ``-`` and ``+`` changed, ``>`` moved, ``@`` attributes. The diff
+    of a nested graph is indented below its attribute."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.moved or self.attributes)
@@ -47,7 +48,7 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
     old, new = before.records, after.records
     kept = [node for node in new if node in old]
     moved = set(kept) - _longest_kept_order([node for node in old if node in new], kept)
-    changed = [node for node in kept if old[node] != new[node]]
+    changed = [node for node in kept if not old[node].same_as(new[node])]
     changed_set = set(changed)
     attributes = tuple(changed_attributes(before, after))
 
@@ -71,7 +72,8 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
     while pending is not None:
         lines.append(f"- {old[pending].text(pending)}")
         pending = next(removed, None)
-    lines += [f"@ attribute {target} replaced" for target in attributes]
+    for target in attributes:
+        lines += _attribute_lines(target, before, after)
     return GraphDiff(
         added=tuple(node for node in new if node not in old),
         removed=tuple(node for node in old if node not in new),
@@ -80,6 +82,15 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
         attributes=attributes,
         lines=tuple(lines),
     )
+
+
+def _attribute_lines(target: str, before: Snapshot, after: Snapshot) -> list[str]:
+    old, new = before.attributes[target], after.attributes[target]
+    if old is not None and new is not None and old.graph is not None and new.graph is not None:
+        nested = diff(old.graph, new.graph)
+        return [f"@ graph {target}: {nested.stat}", *(f"    {line}" for line in nested.lines)]
+    written = old is not None and new is not None and new.written_since(old)
+    return [f"@ attribute {target} {'written into' if written else 'replaced'}"]
 
 
 def _longest_kept_order(before: list[Node], after: list[Node]) -> set[Node]:

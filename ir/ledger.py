@@ -1,7 +1,7 @@
 """The ledger: what became of each operator, and why.
 
-Every guard that says no writes a :func:`Ledger.missed` with a reason code; what was quantized writes
-:func:`Ledger.quantized`. The last entry about a node is its decision.
+Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what was quantized writes
+:meth:`Ledger.quantized`. The last entry about a node is its decision.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ class Ledger:
 
     def __contains__(self, node: Node) -> bool:
         return node.name in self._entries
+
+    def says_quantized(self, node: Node) -> bool:
+        """Whether the latest entry about ``node`` is that it runs in low precision."""
+        entry = self._entries.get(node.name)
+        return entry is not None and entry.status == "quantized"
 
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
+import torch
 from torch.fx import Node
 
 from .specs import EdgeOrNode
@@ -21,8 +23,8 @@ __all__ = [
     "source_line",
 ]
 
-# Frames of the exporter itself stand above the user's own in a stack trace.
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
+_TORCH: Final = f"{Path(torch.__file__).parent}/"
 
 
 @attrs.frozen
@@ -72,7 +74,8 @@ def source_line(meta: Mapping[str, Any]) -> str:
     frames = list(_FRAME.finditer(trace))
     if not frames:
         return ""
-    last = frames[-1]
+    # Above the user's frames are the exporter's, below them those of torch.nn and torch.nn.functional.
+    last = next((f for f in reversed(frames) if not f["file"].startswith(_TORCH)), frames[-1])
     return f"{last['file']}:{last['line']}: {last['code'].strip()}"
 
 

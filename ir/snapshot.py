@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,15 @@ from .annotation import ANNOTATION_KEY, QuantizationAnnotation
 from .attributes import find_attribute
 from .text import format_annotation, format_arguments, format_target, format_value
 
-__all__ = ["GROUPS_KEY", "KERNEL_KEY", "NodeRecord", "Snapshot", "changed_attributes", "take_snapshot"]
+__all__ = [
+    "GROUPS_KEY",
+    "KERNEL_KEY",
+    "NodeRecord",
+    "Snapshot",
+    "changed_attributes",
+    "take_snapshot",
+    "written_attributes",
+]
 
 GROUPS_KEY: Final = "lowbit.groups"
 """``node.meta`` key: the sharing groups of the node's points, as text."""
@@ -29,7 +38,7 @@ KERNEL_KEY: Final = "lowbit.kernel"
 
 
 class NodeRecord(NamedTuple):
-    """What one node was when the snapshot was taken. Records are equal when nothing that counts differs.
+    """What one node was when the snapshot was taken.
 
     A plain tuple: there are as many as nodes times passes, and tuples compare their elements by identity
     first.
@@ -43,6 +52,15 @@ class NodeRecord(NamedTuple):
     annotation: tuple[Any, ...] | None
     groups: str | None
     kernel: str | None
+
+    def same_as(self, other: NodeRecord) -> bool:
+        """Whether nothing that counts differs."""
+        if self != other:
+            return False
+        if self.args is other.args and self.kwargs is other.kwargs:
+            return True
+        # 1 == 1.0 == True, but they are different arguments.
+        return format_arguments(self.args, self.kwargs) == format_arguments(other.args, other.kwargs)
 
     def text(self, node: Node) -> str:
         """The record as a line; the type shown is the one ``node`` has now, which passes do not change."""
@@ -64,8 +82,9 @@ class NodeRecord(NamedTuple):
         return line
 
 
-def _annotation(annotation: QuantizationAnnotation | None) -> tuple[Any, ...] | None:
-    if annotation is None:
+def _annotation(annotation: object) -> tuple[Any, ...] | None:
+    # What is no annotation of lowbit is for others to report; here it is nothing.
+    if not isinstance(annotation, QuantizationAnnotation):
         return None
     return (
         tuple(annotation.input_qspec_map.items()),
@@ -91,15 +110,26 @@ def _record(node: Node) -> NodeRecord:
 
 @attrs.frozen(eq=False)
 class _Attribute:
-    """A tensor or module that the graph refers to, as it was: which object, and how often written to."""
+    """What the graph refers to, as it was: which object, its tensors, how often each was written to."""
 
     value: object
-    version: int | Snapshot
+    tensors: tuple[torch.Tensor, ...]
+    versions: tuple[int, ...]
+    graph: Snapshot | None
 
     def same_as(self, other: _Attribute) -> bool:
-        if isinstance(self.version, Snapshot) and isinstance(other.version, Snapshot):
-            return self.version.same_as(other.version)
-        return self.value is other.value and self.version == other.version
+        if self.graph is not None and other.graph is not None:
+            return self.graph.same_as(other.graph)
+        return self.value is other.value and self.versions == other.versions and self._same_tensors(other)
+
+    def written_since(self, other: _Attribute) -> bool:
+        """Whether a tensor that both hold was written into between ``other`` and now."""
+        if self.graph is not None and other.graph is not None:
+            return any(True for _ in written_attributes(other.graph, self.graph))
+        return self._same_tensors(other) and self.versions != other.versions
+
+    def _same_tensors(self, other: _Attribute) -> bool:
+        return len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
 
 
 def _attribute(gm: GraphModule, target: str) -> _Attribute | None:
@@ -107,10 +137,20 @@ def _attribute(gm: GraphModule, target: str) -> _Attribute | None:
     if value is None:
         return None
     if isinstance(value, GraphModule):
-        return _Attribute(value, take_snapshot(value))
+        return _Attribute(value, (), (), take_snapshot(value))
+    tensors: list[torch.Tensor] = []
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+    elif isinstance(value, torch.nn.Module):
+        # By hand, since parameters() and buffers() take ten times as long.
+        modules = [value]
+        for module in modules:
+            own = (*module._parameters.values(), *module._buffers.values())
+            tensors += [tensor for tensor in own if tensor is not None]
+            modules += [child for child in module._modules.values() if child is not None]
     # Tensors made under inference mode have no version counter, and cannot be written to outside of it.
-    version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
-    return _Attribute(value, version)
+    versions = tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
+    return _Attribute(value, tuple(tensors), versions, None)
 
 
 @attrs.frozen(eq=False)
@@ -124,7 +164,9 @@ class Snapshot:
         """Whether nothing changed between the two."""
         if len(self.records) != len(other.records) or self.attributes.keys() != other.attributes.keys():
             return False
-        if list(self.records) != list(other.records) or self.records != other.records:
+        if list(self.records) != list(other.records):
+            return False
+        if not all(map(NodeRecord.same_as, self.records.values(), other.records.values())):
             return False
         return not any(True for _ in changed_attributes(self, other))
 
@@ -148,8 +190,16 @@ def take_snapshot(gm: GraphModule) -> Snapshot:
 def changed_attributes(before: Snapshot, after: Snapshot) -> Iterator[str]:
     """Targets that both snapshots refer to and that hold something else now."""
     for target, old in before.attributes.items():
-        if target not in after.attributes:
-            continue
-        new = after.attributes[target]
-        if (old is None) != (new is None) or (old is not None and new is not None and not old.same_as(new)):
+        if target in after.attributes:
+            new = after.attributes[target]
+            same = old is new if old is None or new is None else new.same_as(old)
+            if not same:
+                yield target
+
+
+def written_attributes(before: Snapshot, after: Snapshot) -> Iterator[str]:
+    """Targets whose tensors were not replaced but written into."""
+    for target, old in before.attributes.items():
+        new = after.attributes.get(target)
+        if old is not None and new is not None and new.written_since(old):
             yield target

@@ -81,6 +81,19 @@ def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | Non
         )
 
 
+def _check_channels(qscheme: torch.qscheme | None, ch_axis: int | None, is_dynamic: bool, kind: str) -> None:
+    if ch_axis is not None and ch_axis < 0:
+        raise SpecError(
+            f"{kind} has ch_axis={ch_axis}",
+            hint="count the axis from the front; weights of conv and linear have channels on axis 0",
+        )
+    if is_dynamic and qscheme in PER_CHANNEL_QSCHEMES:
+        raise SpecError(
+            f"{kind} is per-channel and dynamic",
+            hint="dynamic quantization has one scale a tensor: use a per-tensor qscheme",
+        )
+
+
 class QuantizationSpecBase:
     """Base of every spec, for ``isinstance`` checks; it has no fields and no behaviour."""
 
@@ -117,21 +130,14 @@ class QuantizationSpec(QuantizationSpecBase):
 
     def __attrs_post_init__(self) -> None:
         _check_range(self.dtype, self.quant_min, self.quant_max, "QuantizationSpec")
-        if not callable(self.observer_or_fake_quant_ctr):
+        constructor: object = self.observer_or_fake_quant_ctr
+        # A module is callable too, but calling an observer observes.
+        if not callable(constructor) or isinstance(constructor, torch.nn.Module):
             raise SpecError(
-                f"QuantizationSpec has {self.observer_or_fake_quant_ctr!r} as observer constructor",
+                f"QuantizationSpec has {constructor!r} as observer constructor",
                 hint="pass an observer class or its .with_args(...), not an observer or None",
             )
-        if self.ch_axis is not None and self.ch_axis < 0:
-            raise SpecError(
-                f"QuantizationSpec has ch_axis={self.ch_axis}",
-                hint="count the axis from the front; weights of conv and linear have channels on axis 0",
-            )
-        if self.is_dynamic and self.qscheme in PER_CHANNEL_QSCHEMES:
-            raise SpecError(
-                "QuantizationSpec is per-channel and dynamic",
-                hint="dynamic quantization has one scale a tensor: use a per-tensor qscheme",
-            )
+        _check_channels(self.qscheme, self.ch_axis, self.is_dynamic, "QuantizationSpec")
 
 
 @attrs.frozen(slots=True)
@@ -141,7 +147,8 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
     ``quant_min`` and ``quant_max`` default to the whole range of ``dtype``.
 
     Raises:
-        SpecError: a scale that is not positive and finite, or a zero point outside the range.
+        SpecError: bounds that contradict each other or the dtype, a scale that is not positive and finite, a
+            zero point outside the range, a per-channel ``qscheme``.
     """
 
     dtype: torch.dtype
@@ -158,6 +165,11 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
             raise SpecError(
                 f"FixedQParamsQuantizationSpec has scale={self.scale}",
                 hint="a scale is a positive, finite number",
+            )
+        if self.qscheme in PER_CHANNEL_QSCHEMES:
+            raise SpecError(
+                f"FixedQParamsQuantizationSpec has one scale and the qscheme {self.qscheme}",
+                hint="use a per-tensor qscheme, or a DerivedQuantizationSpec that returns a scale a channel",
             )
         held = dtype_range(self.dtype)
         low = self.quant_min if self.quant_min is not None else held[0] if held else None
@@ -196,6 +208,9 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
         qscheme: per-tensor or per-channel.
         ch_axis: the channel axis of a per-channel ``qscheme``.
         is_dynamic: find the parameters at run time.
+
+    Raises:
+        SpecError: as for :class:`QuantizationSpec`, and when it is derived from nothing.
     """
 
     derived_from: Sequence[EdgeOrNode] = attrs.field(converter=_as_points)
@@ -209,6 +224,7 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
 
     def __attrs_post_init__(self) -> None:
         _check_range(self.dtype, self.quant_min, self.quant_max, "DerivedQuantizationSpec")
+        _check_channels(self.qscheme, self.ch_axis, self.is_dynamic, "DerivedQuantizationSpec")
         if not self.derived_from:
             raise SpecError(
                 "DerivedQuantizationSpec is derived from nothing",

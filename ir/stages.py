@@ -7,7 +7,7 @@ from typing import Final
 
 from torch.fx import GraphModule
 
-from .quantized_decomposed import DEQUANTIZE_OPS
+from .quantized_decomposed import DEQUANTIZE_OPS, QUANTIZE_OPS
 
 __all__ = ["STAGE_KEY", "Stage", "get_stage", "set_stage"]
 
@@ -34,14 +34,17 @@ class Stage(enum.Enum):
 def get_stage(gm: GraphModule) -> Stage:
     """The stage of ``gm``.
 
-    A graph that says nothing is FLOAT, or QDQ if it dequantizes: saving and loading a converted program keeps
-    the graph and loses what lowbit wrote about it.
+    A graph that says nothing is FLOAT, QDQ if it dequantizes, LOWERED if it only quantizes: saving and
+    loading a program keeps the graph and loses what lowbit wrote about it.
     """
     recorded = gm.meta.get(STAGE_KEY)
     if recorded is not None:
         return recorded
-    dequantizes = any(gm.graph.find_nodes(op="call_function", target=op) for op in DEQUANTIZE_OPS)
-    return Stage.QDQ if dequantizes else Stage.FLOAT
+    if any(gm.graph.find_nodes(op="call_function", target=op) for op in DEQUANTIZE_OPS):
+        return Stage.QDQ
+    # What is quantized and never dequantized is read by kernels.
+    quantizes = any(gm.graph.find_nodes(op="call_function", target=op) for op in QUANTIZE_OPS)
+    return Stage.LOWERED if quantizes else Stage.FLOAT
 
 
 def set_stage(gm: GraphModule, stage: Stage) -> None:

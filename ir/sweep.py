@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from torch.fx import Graph
 
+from .aliasing import is_write
+
 __all__ = ["erase_unread"]
 
 
 def erase_unread(graph: Graph) -> bool:
-    """Erase operators and attribute reads without users, in one backward sweep; say whether there were any.
+    """Erase what has no users, in one backward sweep; say whether there was anything.
 
-    Inputs stay, as do nodes with effects: calls of modules (guards, observers) and operators that write.
+    Inputs stay, as do nodes with effects: guards, checks, observers, and operators that write, which includes
+    a BatchNorm in training (FX does not count that).
     """
     erased = False
     for node in reversed(graph.nodes):
-        if not node.users and node.op in {"get_attr", "call_function"} and not node.is_impure():
+        if node.users or node.op not in {"get_attr", "call_function"}:
+            continue
+        if not node.is_impure() and not is_write(node):
             graph.erase_node(node)
             erased = True
     return erased

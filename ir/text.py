@@ -9,11 +9,9 @@ import attrs
 import torch
 from torch.fx import Node
 
-from .specs import (
-    EdgeOrNode,
-    QuantizationSpecBase,
-    SharedQuantizationSpec,
-)
+from .observers import ObserverConstructor
+from .points import as_point
+from .specs import EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
 
 __all__ = ["format_annotation", "format_arguments", "format_spec", "format_target", "format_value"]
 
@@ -68,9 +66,16 @@ def format_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _format_point(point: EdgeOrNode) -> str:
-    if isinstance(point, Node):
-        return f"%{point.name}"
-    return f"%{point[0].name}→%{point[1].name}"
+    if as_point(point) is None:
+        return f"a {type(point).__name__}, which is no point"
+    return f"%{point.name}" if isinstance(point, Node) else f"%{point[0].name}→%{point[1].name}"
+
+
+def _format_constructor(constructor: Any) -> str:
+    # The bound arguments are part of what is asked for; a partial's repr would show addresses.
+    if isinstance(constructor, ObserverConstructor):
+        return repr(constructor)
+    return getattr(constructor, "__name__", None) or type(constructor).__name__
 
 
 def format_spec(spec: QuantizationSpecBase) -> str:
@@ -93,7 +98,7 @@ def format_spec(spec: QuantizationSpecBase) -> str:
         words.append(f"from {', '.join(_format_point(p) for p in fields['derived_from'])}")
     constructor = fields.get("observer_or_fake_quant_ctr")
     if constructor is not None:
-        words.append(getattr(constructor, "__name__", None) or type(constructor).__name__)
+        words.append(_format_constructor(constructor))
     return " ".join(words)
 
 

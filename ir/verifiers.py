@@ -25,15 +25,15 @@ def verify(gm: GraphModule, stage: Stage) -> None:
     """Check that ``gm`` keeps the rules of ``stage``.
 
     FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules
-    exist. ANNOTATED: annotations name edges that are there. OBSERVED: observers take one tensor. QDQ and
-    after: no observer is left, literal scales and zero points are legal, what is quantized is dequantized by
-    the same parameters.
+    exist; the same goes for nested graphs (the branches of ``cond``, say). ANNOTATED: annotations name edges
+    that are there. OBSERVED: observers take one tensor. QDQ and after: no observer is left, literal scales
+    and zero points are legal, what is quantized is dequantized by the same parameters.
 
     Raises:
         StageError: the broken rules, each with its node.
         AnnotationError: an annotation on an edge that does not exist.
     """
-    problems = list(_structure(gm))
+    problems = list(_structure(gm, set()))
     if stage is Stage.ANNOTATED and not problems:
         annotated_points(gm.graph)
     elif stage is Stage.OBSERVED:
@@ -55,7 +55,8 @@ def is_observer(module: object) -> bool:
     return isinstance(module, torch.nn.Module) and callable(getattr(module, "calculate_qparams", None))
 
 
-def _structure(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+def _structure(gm: GraphModule, visited: set[int]) -> Iterator[tuple[Node, str]]:
+    visited.add(id(gm))
     seen: set[Node] = set()
     for node in gm.graph.nodes:
         for source in node.all_input_nodes:
@@ -63,8 +64,12 @@ def _structure(gm: GraphModule) -> Iterator[tuple[Node, str]]:
                 elsewhere = "stands after it" if source.graph is gm.graph else "belongs to another graph"
                 yield node, f"its input %{source.name} {elsewhere}"
         seen.add(node)
-        if node.op in {"get_attr", "call_module"} and find_attribute(gm, str(node.target)) is None:
-            yield node, f"the module has no attribute {node.target!r}"
+        if node.op in {"get_attr", "call_module"}:
+            value = find_attribute(gm, str(node.target))
+            if value is None:
+                yield node, f"the module has no attribute {node.target!r}"
+            elif isinstance(value, GraphModule) and id(value) not in visited:
+                yield from _structure(value, visited)
 
 
 def _observed(gm: GraphModule) -> Iterator[tuple[Node, str]]:
@@ -93,12 +98,11 @@ def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
 
 
 def _literals(node: Node) -> Iterator[tuple[Node, str]]:
-    _, scale, zero_point, quant_min, quant_max = node.args[:5]
-    assert isinstance(scale, (int, float))
-    assert isinstance(zero_point, int)
-    assert isinstance(quant_min, int)
-    assert isinstance(quant_max, int)
-    if not (math.isfinite(scale) and scale > 0):
-        yield node, f"scale {scale} is not positive and finite"
-    if not quant_min <= zero_point <= quant_max:
-        yield node, f"zero point {zero_point} is outside [{quant_min}, {quant_max}]"
+    match node.args:
+        case (Node(), int() | float() as scale, int() as zero_point, int() as low, int() as high, _):
+            if not (math.isfinite(scale) and scale > 0):
+                yield node, f"scale {scale} is not positive and finite"
+            if not low <= zero_point <= high:
+                yield node, f"zero point {zero_point} is outside [{low}, {high}]"
+        case _:
+            yield node, f"its arguments are not a tensor, four numbers and a dtype: {node.args}"

@@ -9,7 +9,9 @@ import attrs
 from torch.fx import GraphModule
 
 from ..errors import AnnotationError, NothingQuantizedWarning, PipelineError
+from ..ir.ledger import Ledger
 from ..ir.points import annotated_points
+from ..ir.quantizer import Quantizer
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
@@ -38,15 +40,11 @@ class Annotate:
                 hint="pass PassContext(quantizer=…) to the manager, or use prepare_pt2e(model, quantizer)",
             )
         quantizer.bind_ledger(context.ledger)
-        for step in (quantizer.transform_for_annotation, quantizer.annotate):
-            returned = step(gm)
-            # Older quantizers return nothing from annotate; the graph they were handed is what counts.
-            if returned is not gm and returned is not None:
-                raise AnnotationError(
-                    f"{type(quantizer).__name__}.{step.__name__} returned another module than it was handed",
-                    hint="change the module in place and return it: it is a working copy already",
-                )
-        quantizer.validate(gm)
+        try:
+            _annotate(gm, quantizer)
+        finally:
+            # The ledger goes with this model; what the quantizer does afterwards is of another.
+            quantizer.bind_ledger(Ledger())
         if not annotated_points(gm.graph):
             warnings.warn(
                 NothingQuantizedWarning(
@@ -57,3 +55,15 @@ class Annotate:
                 stacklevel=2,
             )
         return True
+
+
+def _annotate(gm: GraphModule, quantizer: Quantizer) -> None:
+    for step in (quantizer.transform_for_annotation, quantizer.annotate):
+        returned = step(gm)
+        # Older quantizers return nothing from annotate; the graph they were handed is what counts.
+        if returned is not gm and returned is not None:
+            raise AnnotationError(
+                f"{type(quantizer).__name__}.{step.__name__} returned another module than it was handed",
+                hint="change the module in place and return it: it is a working copy already",
+            )
+    quantizer.validate(gm)

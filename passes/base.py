@@ -28,25 +28,10 @@ from torch.fx import GraphModule
 
 from ..ir.ledger import Ledger
 from ..ir.quantizer import Quantizer
-from ..ir.sharing import SharingResult
-from ..ir.specs import EdgeOrNode, QuantizationSpecBase
 from ..ir.stages import Stage
 from ..matchers.operator_pattern import OperatorPattern
 
-__all__ = ["Pass", "PassContext", "ResolvedSharing"]
-
-
-@attrs.frozen
-class ResolvedSharing:
-    """The sharing that one pass resolved, for the next to use.
-
-    Args:
-        points: the annotated points it was resolved from.
-        result: what came out.
-    """
-
-    points: list[tuple[EdgeOrNode, QuantizationSpecBase]]
-    result: SharingResult
+__all__ = ["Pass", "PassContext"]
 
 
 @attrs.define
@@ -57,14 +42,11 @@ class PassContext:
         quantizer: who annotates; None in runs without an ``annotate`` pass.
         ledger: the decisions taken so far.
         patterns: what the backend can run, for passes that lower.
-        sharing: what ``resolve-sharing`` found. It is kept here rather than on the graph module, which users
-            copy and save.
     """
 
     quantizer: Quantizer | None = None
     ledger: Ledger = attrs.Factory(Ledger)
     patterns: tuple[OperatorPattern, ...] = ()
-    sharing: ResolvedSharing | None = None
 
 
 @runtime_checkable

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import attrs
+import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from ..errors import PipelineError
 from ..ir.attributes import delete_unused
-from ..ir.quantized_decomposed import is_dequantize
+from ..ir.quantized_decomposed import is_dequantize, is_quantize
 from ..ir.schema import complete_arguments
 from ..ir.snapshot import KERNEL_KEY
 from ..ir.stages import Stage
@@ -44,6 +46,7 @@ class EmitInductor:
                 hint="use lower_pt2e(model, backend=…), or PassContext(patterns=backend.patterns)",
             )
         replaced: list[Node] = []
+        refusing: dict[Node, OperatorPattern] = {}
 
         def lowered(pattern: OperatorPattern, call: KernelCall, node: Node) -> None:
             assert pattern.kernel is not None
@@ -55,13 +58,20 @@ class EmitInductor:
         def refused(pattern: OperatorPattern, call: KernelCall, reason: str) -> None:
             assert pattern.kernel is not None
             for operator in call.nodes:
-                context.ledger.missed(reason, operator, f"{pattern.kernel.name} does not take {pattern.name}")
+                # Of one pattern the first reason counts: it was tried with the quantize behind it.
+                if refusing.get(operator) is not pattern:
+                    refusing[operator] = pattern
+                    detail = f"{pattern.kernel.name} does not take {pattern.name}"
+                    context.ledger.missed(reason, operator, detail)
 
         for node in gm.graph.nodes:
             # A program that was saved and loaded again has its trailing defaults left out.
             complete_arguments(node)
         _sink_dequantizes(gm.graph)
+        operators = [node for node in gm.graph.nodes if _is_float_operator(node)]
         inductor_patterns(context.patterns, lowered, refused).apply(gm)
+        left = set(gm.graph.nodes)
+        _explain([node for node in operators if node in left], context)
         if replaced:
             erase_unread(gm.graph)
             delete_unused(gm)
@@ -79,3 +89,35 @@ def _sink_dequantizes(graph: Graph) -> None:
             user = next(iter(node.users))
             if user.op != "output":
                 user.prepend(node)
+
+
+def _is_float_operator(node: Node) -> bool:
+    if node.op != "call_function" or is_quantize(node) or is_dequantize(node):
+        return False
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
+
+
+def _explain(left: list[Node], context: PassContext) -> None:
+    """Decide about the operators that no kernel replaced."""
+    # Which operators the backend knows, and of those it leaves to the compiler, the pattern.
+    known = {node.target for p in context.patterns for node in p.captured.graph.nodes}
+    compiled = {p.anchor: p for p in context.patterns if p.kernel is None}
+    for node in left:
+        pattern = compiled.get(node.target)
+        if pattern is not None and _is_between_equal_parameters(node):
+            context.ledger.quantized(node, pattern.name, "left to the compiler, between 8-bit values")
+        elif node not in context.ledger or context.ledger.says_quantized(node):
+            if node.target in known:
+                context.ledger.missed("no-kernel", node, "no kernel takes it as it is quantized here")
+            else:
+                context.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")
+
+
+def _is_between_equal_parameters(node: Node) -> bool:
+    neighbours = (*node.all_input_nodes, *node.users)
+    return (
+        all(map(is_dequantize, node.all_input_nodes))
+        and all(map(is_quantize, node.users))
+        and len({n.args[1:] for n in neighbours}) == 1
+    )

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import attrs
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
-from ..ir.aliasing import written_inputs
+from ..errors import UnsupportedError
+from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
 from ..ir.attributes import FreeNames, is_constant
+from ..ir.ledger import Ledger
+from ..ir.location import describe_point, locate
 from ..ir.observers import create_observer
-from ..ir.sharing import SharingGroup, SharingResult
-from ..ir.specs import ConcreteSpec, DerivedQuantizationSpec
+from ..ir.points import owner_of, tensor_of
+from ..ir.sharing import SharingGroup, SharingResult, resolve_sharing
+from ..ir.specs import CAST_DTYPES, ConcreteSpec, DerivedQuantizationSpec
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
-from .resolve_sharing import sharing_of
 
 __all__ = ["InsertObservers"]
 
-# Low-precision floats are casts, which convert needs a marker for; wider ones mean "leave float".
-_CAST_DTYPES = frozenset({torch.float16, torch.bfloat16})
+# A spec with one of these is how presets say that a tensor stays as it is (a bias, for one).
+_FLOAT_DTYPES = frozenset({torch.float32, torch.float64})
 _KEPT_META = ("val", "nn_module_stack", "stack_trace", "from_node", "tensor_meta")
 
 
@@ -31,9 +34,13 @@ _KEPT_META = ("val", "nn_module_stack", "stack_trace", "from_node", "tensor_meta
 class InsertObservers:
     """Inserts the observers that annotations and their sharing ask for.
 
-    Points of one group call the same module, registered once as ``activation_post_process_<n>``. An edge
-    whose group is not that of its producer's output gets an observer of its own behind the producer's: two
-    quantizations in a row after conversion.
+    Points of one group call the same module, registered once as ``activation_post_process``,
+    ``activation_post_process_1``, …. An edge whose group is not that of its producer's output gets an
+    observer of its own behind the producer's: two quantizations in a row after conversion.
+
+    Memory that the graph writes into is observed where it is read, not where it comes from: conversion puts
+    a copy in the observer's place, which must be of the value at that moment. Whoever writes into it, or
+    makes a view of it, gets the memory itself (``written-in-place`` in the ledger).
     """
 
     name: ClassVar[str] = "insert-observers"
@@ -41,15 +48,39 @@ class InsertObservers:
     ensures: ClassVar[Stage | None] = Stage.OBSERVED
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
-        """Insert observers into ``gm``."""
-        sharing = sharing_of(gm)
+        """Insert observers into ``gm``.
+
+        Raises:
+            SharingError: the annotations contradict each other.
+            AnnotationError: an annotation names an edge that does not exist.
+            UnsupportedError: a dtype that the quantize operators do not know.
+        """
+        sharing = resolve_sharing(gm.graph)
         targets = _make_observers(gm, sharing)
-        _insert(gm, sharing, targets)
+        _Insertion(gm, sharing, targets, context.ledger).run()
         return bool(targets)
 
 
-def _needs_observer(spec: ConcreteSpec) -> bool:
-    return not spec.dtype.is_floating_point or spec.dtype in _CAST_DTYPES
+def _needs_observer(group: SharingGroup) -> bool:
+    spec = group.spec
+    if spec.dtype in _FLOAT_DTYPES:
+        return False
+    if spec.dtype.is_floating_point and spec.dtype not in CAST_DTYPES:
+        raise UnsupportedError(
+            f"{describe_point(group.points[0])} is to be quantized to {spec.dtype}",
+            where=locate(owner_of(group.points[0])),
+            hint="use an integer dtype, or torch.float16 or torch.bfloat16 for a cast",
+        )
+    if spec.dtype not in CAST_DTYPES:
+        for point in group.points:
+            value = tensor_of(point).meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dtype is torch.float64:
+                raise UnsupportedError(
+                    f"{describe_point(point)} carries float64, which quantize operators do not take",
+                    where=locate(owner_of(point)),
+                    hint="export the model in float32 (model.float()), or leave the spec of this tensor None",
+                )
+    return True
 
 
 def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
@@ -57,18 +88,10 @@ def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
     for group in sharing.creation_order:
-        if not _needs_observer(group.spec):
-            continue
-        sources: list[torch.nn.Module] = []
-        if isinstance(group.spec, DerivedQuantizationSpec):
-            for point in group.spec.derived_from:
-                source = sharing.group_of(point)
-                assert source is not None  # the resolver reports derivations from un-annotated points
-                sources.append(modules[source.index])
-        observer = create_observer(group.spec, derived_from=sources)
-        if _is_of_one_constant(group) and hasattr(observer, "observe_once"):
-            observer.observe_once = True  # pyright: ignore[reportArgumentType]  (nn.Module types its setattr)
-        modules[group.index] = observer
+        if _needs_observer(group):
+            modules[group.index] = observer = _make_observer(group.spec, sharing, modules)
+            if _is_of_one_constant(group) and hasattr(observer, "observe_once"):
+                observer.observe_once = True  # pyright: ignore[reportArgumentType]  (as nn.Module types it)
     targets: dict[int, str] = {}
     # Registered in graph order, so that names read in the order of the model.
     for group in sharing.groups:
@@ -78,47 +101,109 @@ def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
     return targets
 
 
+def _make_observer(
+    spec: ConcreteSpec, sharing: SharingResult, modules: dict[int, torch.nn.Module]
+) -> torch.nn.Module:
+    sources: list[torch.nn.Module] = []
+    if isinstance(spec, DerivedQuantizationSpec):
+        for point in spec.derived_from:
+            source = sharing.group_of(point)
+            assert source is not None  # the resolver reports derivations from un-annotated points
+            if source.index not in modules:
+                raise UnsupportedError(
+                    f"a spec is derived from {describe_point(point)}, which stays {source.spec.dtype}",
+                    where=locate(owner_of(point)),
+                    hint="derive from points that are quantized",
+                )
+            sources.append(modules[source.index])
+    return create_observer(spec, derived_from=sources)
+
+
 def _is_of_one_constant(group: SharingGroup) -> bool:
-    tensors = [point if isinstance(point, Node) else point[0] for point in group.points]
-    return all(map(is_constant, tensors)) and len({node.target for node in tensors}) == 1
+    tensors = dict.fromkeys(tensor_of(point) for point in group.points)
+    return len({node.target for node in tensors}) == 1 and all(map(is_constant, tensors))
 
 
-def _insert(gm: GraphModule, sharing: SharingResult, targets: dict[int, str]) -> None:
-    group_on: dict[Node, int] = {}  # producer → group of its output
-    edges: list[tuple[Node, Node, int]] = []
-    for group in sharing.groups:
-        if group.index not in targets:
-            continue
-        for point in group.points:
-            if isinstance(point, Node):
-                group_on[point] = group.index
+def _written_memory(graph: Graph) -> frozenset[Node]:
+    """The values that may share memory with what an operator of ``graph`` writes into."""
+    written = {source for node in graph.nodes for source in written_inputs(node)}
+    if not written:
+        return frozenset()
+    aliases = find_aliases(graph)
+    groups = {aliases.group(node) for node in written}
+    return frozenset(node for node in graph.nodes if aliases.group(node) in groups)
+
+
+@attrs.define
+class _Insertion:
+    """Makes the readers of annotated tensors read through the observers of their points."""
+
+    gm: GraphModule
+    sharing: SharingResult
+    targets: dict[int, str]
+    ledger: Ledger
+    written: frozenset[Node] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.written = _written_memory(self.gm.graph)
+
+    def run(self) -> None:
+        producers = dict.fromkeys(tensor_of(p) for group in self.sharing.groups for p in group.points)
+        # Each reader is changed once for all of its inputs: one by one, an operator of n inputs costs n².
+        read_as: dict[Node, dict[Node, Node]] = {}
+        for producer in producers:
+            calls: dict[tuple[Node, str], Node] = {}
+            for reader in list(producer.users):
+                value = self._observed(producer, reader, calls)
+                if value is not producer:
+                    read_as.setdefault(reader, {})[producer] = value
+        for reader, values in read_as.items():
+            _replace_inputs(reader, values)
+
+    def _observed(self, producer: Node, reader: Node, calls: dict[tuple[Node, str], Node]) -> Node:
+        """What ``reader`` is to read in place of ``producer``; ``calls`` are the observers made already."""
+        chain = [] if _is_check(reader) else self._chain(producer, reader)
+        if chain and not self._may_observe(producer, reader):
+            self.ledger.missed("written-in-place", reader, f"%{producer.name} is memory that is written into")
+            return producer
+        value = producer
+        for target in chain:
+            if producer in self.written:
+                with self.gm.graph.inserting_before(reader):
+                    value = self._call(target, value)
             else:
-                edges.append((point[0], point[1], group.index))
+                if (value, target) not in calls:
+                    with self.gm.graph.inserting_after(value):
+                        calls[value, target] = self._call(target, value)
+                value = calls[value, target]
+        return value
 
-    observed: dict[Node, Node] = {}  # producer → observer node of its output
-    for producer, group_index in group_on.items():
-        observer = _call_observer(gm, targets[group_index], producer)
-        observed[producer] = observer
-        producer.replace_all_uses_with(observer, delete_user_cb=_reads(producer, observer))
+    def _chain(self, producer: Node, reader: Node) -> list[str]:
+        """The observers between the two: that of the output, then that of the edge if it is another."""
+        groups = (self.sharing.group_of(producer), self.sharing.group_of((producer, reader)))
+        indices = dict.fromkeys(g.index for g in groups if g is not None and g.index in self.targets)
+        return [self.targets[index] for index in indices]
 
-    on_edge: dict[tuple[Node, int], Node] = {}
-    for producer, consumer, group_index in edges:
-        if group_on.get(producer) == group_index or producer in written_inputs(consumer):
-            continue
-        source = observed.get(producer, producer)
-        key = (producer, group_index)
-        if key not in on_edge:
-            on_edge[key] = _call_observer(gm, targets[group_index], source)
-        consumer.replace_input_with(source, on_edge[key])
+    def _may_observe(self, producer: Node, reader: Node) -> bool:
+        if producer not in self.written:
+            return True
+        return producer not in written_inputs(reader) and producer not in aliased_inputs(reader)
 
-
-def _reads(producer: Node, observer: Node) -> Callable[[Node], bool]:
-    """Which users of ``producer`` read through its observer: all but those that write into its memory."""
-    return lambda user: user is not observer and producer not in written_inputs(user)
+    def _call(self, target: str, source: Node) -> Node:
+        node = self.gm.graph.call_module(target, (source,))
+        node.meta = {key: source.meta[key] for key in _KEPT_META if key in source.meta}
+        return node
 
 
-def _call_observer(gm: GraphModule, target: str, source: Node) -> Node:
-    with gm.graph.inserting_after(source):
-        node = gm.graph.call_module(target, (source,))
-    node.meta = {key: source.meta[key] for key in _KEPT_META if key in source.meta}
-    return node
+def _is_check(node: Node) -> bool:
+    """Whether ``node`` only looks at its inputs, as the guards of exported programs do."""
+    return node.op == "call_module" and not node.users
+
+
+def _replace_inputs(reader: Node, values: dict[Node, Node]) -> None:
+    def value(node: Node) -> Node:
+        return values.get(node, node)
+
+    # FX types the results as arguments of any form; they have the form of what is mapped.
+    reader.args = map_arg(reader.args, value)  # pyright: ignore[reportAttributeAccessIssue]
+    reader.kwargs = map_arg(reader.kwargs, value)  # pyright: ignore[reportAttributeAccessIssue]

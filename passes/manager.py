@@ -11,10 +11,10 @@ from collections.abc import Generator
 import attrs
 from torch.fx import GraphModule
 
-from ..errors import LowbitError, PassFailedError, StageError
+from ..errors import GraphInputError, LowbitError, PassFailedError, StageError
 from ..ir.attributes import nested_graph_modules
 from ..ir.clone import clone_graph_module
-from ..ir.snapshot import take_snapshot
+from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
 from ..ir.stages import get_stage, set_stage
 from .base import Pass, PassContext
 from .instruments.base import Change, Instrument
@@ -48,10 +48,17 @@ class PassManager:
         is generated once, at the end.
 
         Raises:
+            GraphInputError: ``gm`` is not a graph module.
             StageError: ``gm`` is not at a stage the first pass runs at, or a pass broke the stage's rules.
-            PassFailedError: a pass raised an error of its own, or changed the graph and said it did not.
-            LowbitError: what a pass raised, with the name of the pass filled in.
+            PassFailedError: a pass raised an error of its own, changed the graph and said it did not, or
+                wrote into a tensor of the caller's.
+            LowbitError: what a pass raised. The name of the pass is filled in, here and above.
         """
+        if not isinstance(gm, GraphModule):
+            raise GraphInputError(
+                f"a pipeline was run on a {type(gm).__name__}, not on a graph module",
+                hint="export the model first: torch.export.export(model.eval(), example_inputs).module()",
+            )
         context = context or PassContext()
         with _paused_garbage_collection():
             return self._run(gm, pipeline, context)
@@ -60,32 +67,31 @@ class PassManager:
         work = clone_graph_module(gm)
         snapshot = take_snapshot(work)
         for index, pass_ in enumerate(pipeline):
-            _check_stage(work, pass_)
-            for instrument in self.instruments:
-                instrument.before(pass_, work)
-            started = time.perf_counter()
-            said_changed = _run_pass(work, pass_, context)
-            seconds = time.perf_counter() - started
-            if pass_.ensures is not None:
-                set_stage(work, pass_.ensures)
-            change = Change(index=index, before=snapshot, after=take_snapshot(work), seconds=seconds)
-            if change.changed and not said_changed:
-                raise PassFailedError(
-                    f"pass {pass_.name!r} said that it changed nothing, but it did: {change.diff.stat}",
-                    where=tuple(change.diff.lines[:5]),
-                    hint="return True from run when the graph, an annotation or an attribute changed",
-                )
-            _log.debug("%s: %.1f ms, changed: %s", format_pass(pass_), seconds * 1e3, change.changed)
-            for instrument in self.instruments:
-                try:
-                    instrument.after(pass_, work, change)
-                except LowbitError as error:
-                    error.pass_name = error.pass_name or pass_.name
-                    raise
-            snapshot = change.after
-        for module in (work, *nested_graph_modules(work)):
-            module.recompile()
+            try:
+                snapshot = self._step(work, index, pass_, context, snapshot)
+            except LowbitError as error:
+                error.pass_name = error.pass_name or pass_.name
+                raise
+        _recompile(work)
         return work
+
+    def _step(
+        self, work: GraphModule, index: int, pass_: Pass, context: PassContext, before: Snapshot
+    ) -> Snapshot:
+        _check_stage(work, pass_)
+        for instrument in self.instruments:
+            instrument.before(pass_, work)
+        started = time.perf_counter()
+        said_changed = _run_pass(work, pass_, context)
+        seconds = time.perf_counter() - started
+        if pass_.ensures is not None:
+            set_stage(work, pass_.ensures)
+        change = Change(index=index, before=before, after=take_snapshot(work), seconds=seconds)
+        _check_report(change, said_changed)
+        _log.debug("%s: %.1f ms, changed: %s", format_pass(pass_), seconds * 1e3, change.changed)
+        for instrument in self.instruments:
+            instrument.after(pass_, work, change)
+        return change.after
 
 
 @contextlib.contextmanager
@@ -108,7 +114,7 @@ def _check_stage(gm: GraphModule, pass_: Pass) -> None:
     if stage not in pass_.requires:
         wanted = " or ".join(s.name for s in type(stage) if s in pass_.requires)
         raise StageError(
-            f"pass {pass_.name!r} runs at stage {wanted}, and the graph is at {stage.name}",
+            f"the pass runs at stage {wanted}, and the graph is at {stage.name}",
             hint="prepare_pt2e takes a FLOAT graph to OBSERVED, convert_pt2e to QDQ, lower_pt2e to LOWERED",
         )
 
@@ -116,18 +122,42 @@ def _check_stage(gm: GraphModule, pass_: Pass) -> None:
 def _run_pass(gm: GraphModule, pass_: Pass, context: PassContext) -> bool:
     try:
         said_changed = pass_.run(gm, context)
-    except LowbitError as error:
-        error.pass_name = error.pass_name or pass_.name
+    except LowbitError:
         raise
     except Exception as error:
         raise PassFailedError(
-            f"pass {pass_.name!r} raised {type(error).__name__}: {error}",
+            f"the pass raised {type(error).__name__}: {error}",
             hint="the model handed in is unchanged; the traceback above shows where the pass failed",
         ) from error
     # bool is the whole report: None would read as "unchanged" and hide a forgotten return.
     if not isinstance(said_changed, bool):
         raise PassFailedError(
-            f"pass {pass_.name!r} returned {said_changed!r} from run",
+            f"the pass returned {said_changed!r} from run",
             hint="return True when anything changed and False when not",
         )
     return said_changed
+
+
+def _check_report(change: Change, said_changed: bool) -> None:
+    if change.changed and not said_changed:
+        raise PassFailedError(
+            f"the pass said that it changed nothing, but it did: {change.diff.stat}",
+            where=tuple(change.diff.lines[:5]),
+            hint="return True from run when the graph, an annotation or an attribute changed",
+        )
+    written = tuple(written_attributes(change.before, change.after))
+    if written:
+        raise PassFailedError(
+            f"the pass wrote into {', '.join(written[:5])}: tensors that belong to the caller's model too",
+            hint="put a new tensor in its place (lowbit.ir.attributes.set_tensor); the model handed in has "
+            "the written values",
+        )
+
+
+def _recompile(gm: GraphModule) -> None:
+    modules = (gm, *nested_graph_modules(gm))
+    # GraphModule.recompile goes on to the graph modules that are children of its own.
+    reached = {id(child) for module in modules for child in module.children()}
+    for module in modules:
+        if id(module) not in reached:
+            module.recompile()

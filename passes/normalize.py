@@ -8,11 +8,11 @@ import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..ir.aliasing import is_write
 from ..ir.attributes import delete_unused, nested_graph_modules
 from ..ir.ledger import Ledger
 from ..ir.schema import argument, complete_arguments
 from ..ir.stages import Stage
+from ..ir.sweep import erase_unread
 from .base import PassContext
 from .functional_form import make_functional
 from .inline_regions import inline_grad_regions
@@ -87,7 +87,7 @@ def _normalize(gm: GraphModule, ledger: Ledger, *, is_body: bool) -> bool:
     changed |= make_functional(graph, ledger)
     # Functional forms let aliases go that had to stay before.
     changed |= _drop_identities(graph, is_body=is_body)
-    changed |= _eliminate_dead_code(graph)
+    changed |= erase_unread(graph)
     return changed
 
 
@@ -157,12 +157,3 @@ def _drop_identities(graph: Graph, *, is_body: bool) -> bool:
 def _changes_shape_in_place(node: Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.inplace_view in tags and node.target is not _aten.detach_.default
-
-
-def _eliminate_dead_code(graph: Graph) -> bool:
-    changed = False
-    for node in reversed(graph.nodes):
-        if not node.users and not node.is_impure() and not is_write(node):
-            graph.erase_node(node)
-            changed = True
-    return changed

@@ -12,10 +12,10 @@ from torch.fx import GraphModule, Node
 
 from ..errors import NotCalibratedError
 from ..ir import quantized_decomposed as qd
-from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.attributes import FreeNames, delete_unused, find_attribute, get_tensor, is_constant, set_tensor
 from ..ir.location import locate
 from ..ir.observers import DerivedObserver, StatisticObserver
-from ..ir.specs import PER_CHANNEL_QSCHEMES, dtype_range
+from ..ir.specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range
 from ..ir.stages import Stage
 from ..ir.verifiers import is_observer
 from .base import PassContext
@@ -23,7 +23,8 @@ from .registry import register_pass
 
 __all__ = ["ObserversToQdq"]
 
-_CAST_DTYPES = frozenset({torch.float16, torch.bfloat16})
+_Call = tuple[Node, Any]
+"""The node that calls an observer, and the observer (of any class that has what an observer needs)."""
 
 
 @register_pass
@@ -42,109 +43,122 @@ class ObserversToQdq:
     ensures: ClassVar[Stage | None] = Stage.QDQ
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
-        """Replace every observer of ``gm``."""
-        observers = [
-            (node, gm.get_submodule(node.target))
-            for node in gm.graph.find_nodes(op="call_module")
-            if is_observer(gm.get_submodule(node.target))
-        ]
-        prepared = _observe_constants(gm, observers)
-        _check_calibrated(prepared)
+        """Replace every observer of ``gm``.
+
+        Raises:
+            NotCalibratedError: an observer saw no data.
+        """
+        modules = [(node, find_attribute(gm, node.target)) for node in gm.graph.find_nodes(op="call_module")]
+        calls = _observe_constants(gm, [(node, module) for node, module in modules if is_observer(module)])
+        _check_calibrated(calls)
         names = FreeNames(gm)
-        channel_buffers: dict[int, tuple[str, str]] = {}
-        for node, observer in prepared:
-            _replace(gm, node, observer, names, channel_buffers)
+        channel_qparams: dict[int, tuple[str, str]] = {}
+        for node, observer in calls:
+            with gm.graph.inserting_before(node):
+                if observer.dtype in CAST_DTYPES:
+                    new = _cast_there_and_back(node, observer.dtype)
+                else:
+                    new = _quantize_and_dequantize(gm, node, observer, names, channel_qparams)
+            node.replace_all_uses_with(new)
+            gm.graph.erase_node(node)
         delete_unused(gm)
-        return bool(observers)
+        return bool(calls)
 
 
-def _observe_constants(
-    gm: GraphModule, observers: list[tuple[Node, torch.nn.Module]]
-) -> list[tuple[Node, Any]]:
-    """The observers, where those of constants that changed since are copies that looked at them anew.
+def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
+    """The calls, where observers of constants that changed since are copies that looked at them anew.
 
     The caller's observers keep what they have: the prepared model stays usable.
     """
-    stale: dict[int, tuple[torch.nn.Module, torch.Tensor | None]] = {}
-    for node, observer in observers:
-        source = node.args[0]
-        assert isinstance(source, Node)
+    fresh: dict[int, Any] = {}
+    for node, observer in calls:
+        source = _observed_tensor(gm, node)
         if getattr(observer, "observe_once", False) and is_constant(source):
             constant = get_tensor(gm, str(source.target))
             if not (isinstance(observer, StatisticObserver) and observer.has_seen(constant)):
-                stale[id(observer)] = (observer, constant)
-    if not stale:
-        return [*observers]
-    for _, observer in observers:
-        if isinstance(observer, DerivedObserver):  # it must derive from the copies, so it is copied along
-            stale[id(observer)] = (observer, None)
-    copies = copy.deepcopy([observer for observer, _ in stale.values()])
-    for fresh, (_, constant) in zip(copies, stale.values(), strict=True):
-        if constant is not None:
-            fresh(constant)
-    fresh_by_id = dict(zip(stale, copies, strict=True))
-    return [(node, fresh_by_id.get(id(observer), observer)) for node, observer in observers]
+                fresh[id(observer)] = copy.deepcopy(observer)
+                fresh[id(observer)](constant)
+    if not fresh:
+        return calls
+
+    def current(observer: Any) -> Any:
+        if isinstance(observer, DerivedObserver) and id(observer) not in fresh:
+            # A shallow copy: the function it derives with may belong to anything, a whole quantizer say.
+            fresh[id(observer)] = copy.copy(observer)
+            fresh[id(observer)].sources = tuple(current(source) for source in observer.sources)
+        return fresh.get(id(observer), observer)
+
+    return [(node, current(observer)) for node, observer in calls]
 
 
-def _check_calibrated(observers: list[tuple[Node, Any]]) -> None:
-    unseen = [node for node, observer in observers if not getattr(observer, "has_data", True)]
+def _observed_tensor(gm: GraphModule, node: Node) -> Node:
+    """What the observer that ``node`` calls looks at, seen through the observers before it."""
+    source = node
+    while source.op == "call_module" and is_observer(find_attribute(gm, str(source.target))):
+        (source,) = source.all_input_nodes
+    return source
+
+
+def _check_calibrated(calls: list[_Call]) -> None:
+    has_data: dict[int, bool] = {}
+    unseen: list[Node] = []
+    for node, observer in calls:
+        if id(observer) not in has_data:
+            has_data[id(observer)] = getattr(observer, "has_data", True)
+            if not has_data[id(observer)]:
+                unseen.append(node)
     if unseen:
+        node = unseen[0]
+        (source,) = node.all_input_nodes
         raise NotCalibratedError(
-            f"{len(unseen)} of {len(observers)} observers never saw data, the first at %{unseen[0].name} "
-            f"(of %{unseen[0].all_input_nodes[0].name})",
-            where=locate(unseen[0].all_input_nodes[0]),
+            f"{len(unseen)} of {len(has_data)} observers never saw data, the first at %{node.name} "
+            f"(of %{source.name})",
+            where=locate(source),
             hint="run the prepared model on representative inputs first: calibrate(prepared, loader)",
         )
 
 
-def _replace(
-    gm: GraphModule,
-    node: Node,
-    observer: Any,
-    names: FreeNames,
-    channel_buffers: dict[int, tuple[str, str]],
-) -> None:
+def _cast_there_and_back(node: Node, dtype: torch.dtype) -> Node:
+    low = node.graph.call_function(qd.CONVERT_ELEMENT_TYPE, (node.args[0], dtype))
+    return node.graph.call_function(qd.CONVERT_ELEMENT_TYPE, (low, _float_dtype(node)))
+
+
+def _quantize_and_dequantize(
+    gm: GraphModule, node: Node, observer: Any, names: FreeNames, channel_qparams: dict[int, tuple[str, str]]
+) -> Node:
+    graph = gm.graph
     source = node.args[0]
     assert isinstance(source, Node)
-    graph = gm.graph
-    dtype: torch.dtype = observer.dtype
-    with graph.inserting_before(node):
-        if dtype in _CAST_DTYPES:
-            low = graph.call_function(qd.CONVERT_ELEMENT_TYPE, (source, dtype))
-            new = graph.call_function(qd.CONVERT_ELEMENT_TYPE, (low, _float_dtype(source)))
-        else:
-            quant_min, quant_max = _range(observer)
-            tail = (quant_min, quant_max, dtype)
-            if getattr(observer, "is_dynamic", False):
-                symmetric = observer.qscheme == torch.per_tensor_symmetric
-                choose = qd.CHOOSE_QPARAMS_SYMMETRIC if symmetric else qd.CHOOSE_QPARAMS
-                eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
-                chosen = graph.call_function(choose, (source, quant_min, quant_max, eps, dtype))
-                scale = graph.call_function(operator.getitem, (chosen, 0))
-                zero_point = graph.call_function(operator.getitem, (chosen, 1))
-                arguments = (scale, zero_point, *tail)
-                pair = (qd.QUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_TENSOR_DYNAMIC)
-            elif observer.qscheme in PER_CHANNEL_QSCHEMES:
-                if id(observer) not in channel_buffers:
-                    channel_buffers[id(observer)] = _register_qparams(gm, source, observer, names)
-                scale, zero_point = (graph.get_attr(name) for name in channel_buffers[id(observer)])
-                arguments = (scale, zero_point, observer.ch_axis, *tail)
-                pair = (qd.QUANTIZE_PER_CHANNEL, qd.DEQUANTIZE_PER_CHANNEL)
-            else:
-                scale, zero_point = observer.calculate_qparams()
-                arguments = (float(scale), int(zero_point), *tail)
-                pair = (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR)
-            quantized = graph.call_function(pair[0], (source, *arguments))
-            out_dtype = _float_dtype(source)
-            # Left out for float32: what compilers' patterns for the interchange form expect.
-            kwargs: dict[str, Any] = {} if out_dtype is torch.float32 else {"out_dtype": out_dtype}
-            new = graph.call_function(pair[1], (quantized, *arguments), kwargs)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    quant_min, quant_max = _range(observer)
+    if getattr(observer, "is_dynamic", False):
+        symmetric = observer.qscheme == torch.per_tensor_symmetric
+        choose = qd.CHOOSE_QPARAMS_SYMMETRIC if symmetric else qd.CHOOSE_QPARAMS
+        eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
+        chosen = graph.call_function(choose, (source, quant_min, quant_max, eps, observer.dtype))
+        qparams = tuple(graph.call_function(operator.getitem, (chosen, i)) for i in (0, 1))
+        pair = (qd.QUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_TENSOR_DYNAMIC)
+    elif observer.qscheme in PER_CHANNEL_QSCHEMES:
+        if id(observer) not in channel_qparams:
+            channel_qparams[id(observer)] = _register_qparams(gm, source, observer, names)
+        scale, zero_point = (graph.get_attr(name) for name in channel_qparams[id(observer)])
+        qparams = (scale, zero_point, observer.ch_axis)
+        pair = (qd.QUANTIZE_PER_CHANNEL, qd.DEQUANTIZE_PER_CHANNEL)
+    else:
+        scale, zero_point = observer.calculate_qparams()
+        qparams = (float(scale), int(zero_point))
+        pair = (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR)
+    quantize, dequantize = pair
+    arguments = (*qparams, quant_min, quant_max, observer.dtype)
+    out_dtype = _float_dtype(node)
+    # Left out for float32: what compilers' patterns for the interchange form expect.
+    named: dict[str, Any] = {} if out_dtype is torch.float32 else {"out_dtype": out_dtype}
+    quantized = graph.call_function(quantize, (source, *arguments))
+    return graph.call_function(dequantize, (quantized, *arguments), named)
 
 
-def _float_dtype(source: Node) -> torch.dtype:
-    value = source.meta.get("val")
+def _float_dtype(node: Node) -> torch.dtype:
+    """The dtype of what an observer returns, which is what it is given."""
+    value = node.meta.get("val")
     return value.dtype if isinstance(value, torch.Tensor) else torch.float32
 
 

@@ -19,18 +19,23 @@ import attrs
 from ..errors import PipelineError
 from ..ir.stages import Stage
 from .base import Pass
-from .registry import pass_class, unknown_name
+from .registry import PASS_NAME, pass_class, unknown_name
 
 __all__ = ["Pipeline", "format_pass"]
 
-_PASS = re.compile(r"\s*(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\s*(?:\{(?P<options>[^{}]*)\})?\s*")
+# Braces end the options, except in quoted text.
+_OPTIONS = r"""(?:[^{}'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")*"""
+_PASS = re.compile(rf"\s*(?P<name>{PASS_NAME})\s*(?:\{{(?P<options>{_OPTIONS})\}})?\s*")
 
 
 def format_pass(pass_: Pass) -> str:
-    """``name``, or ``name{option=value, …}`` with the options that differ from their defaults."""
+    """``name``, or ``name{option=value, …}`` with the options that differ from their defaults.
+
+    The text reads back where the options are numbers, booleans, None, text, or tuples and lists of them.
+    """
     options = [
-        f"{field.name}={getattr(pass_, field.name)!r}"
-        for field in (attrs.fields(type(pass_)) if attrs.has(type(pass_)) else ())
+        f"{field.alias}={getattr(pass_, field.name)!r}"
+        for field in _options(type(pass_))
         if getattr(pass_, field.name) != field.default
     ]
     return f"{pass_.name}{{{', '.join(options)}}}" if options else pass_.name
@@ -41,9 +46,14 @@ def _check_stages(passes: tuple[Pass, ...]) -> None:
     possible: frozenset[Stage] | None = None
     setter = ""
     for pass_ in passes:
+        if not pass_.requires:
+            raise PipelineError(
+                f"pass {pass_.name!r} requires no stage, so there is none to run it at",
+                hint="set requires to the stages the pass may run at",
+            )
         fitting = pass_.requires if possible is None else possible & pass_.requires
         if not fitting:
-            assert possible is not None
+            assert possible is not None  # else fitting is what the pass requires
             raise PipelineError(
                 f"pass {pass_.name!r} runs at stage {_names(pass_.requires)}, but {setter} leaves the "
                 f"graph at {_names(possible)}",
@@ -51,8 +61,8 @@ def _check_stages(passes: tuple[Pass, ...]) -> None:
             )
         if pass_.ensures is not None:
             possible, setter = frozenset({pass_.ensures}), repr(pass_.name)
-        else:
-            possible, setter = fitting, setter or repr(pass_.name)
+        elif fitting != possible:
+            possible, setter = fitting, repr(pass_.name)
 
 
 def _names(stages: frozenset[Stage]) -> str:
@@ -87,12 +97,13 @@ class Pipeline:
         """Read a pipeline from its text.
 
         Raises:
-            PipelineError: text that is not ``name{option=value, …}, …``, an option the pass does not have.
-            UnknownNameError: a pass that is not registered.
+            PipelineError: text that is not ``name{option=value, …}, …``, or options that the pass refuses.
+            UnknownNameError: a pass that is not registered, or an option that it does not have.
         """
         passes: list[Pass] = []
         position = 0
-        while position < len(text) and text.strip():
+        text = text.strip()
+        while position < len(text):
             match = _PASS.match(text, position)
             if match is None or (match.end() < len(text) and text[match.end()] != ","):
                 raise PipelineError(
@@ -154,16 +165,18 @@ class Pipeline:
         return Pipeline(self.passes[: self._index(name) + 1])
 
 
-def _options(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in attrs.fields(cls)) if attrs.has(cls) else ()
+def _options(cls: type) -> tuple[attrs.Attribute[Any], ...]:
+    return tuple(field for field in attrs.fields(cls) if field.init) if attrs.has(cls) else ()
 
 
 def _make_pass(name: str, options: str) -> Pass:
     cls = pass_class(name)
     try:
         # Options are written as keyword arguments with literal values: Python's own parser reads them.
-        call = ast.parse(f"f({options})", mode="eval").body
-        assert isinstance(call, ast.Call)
+        call = ast.parse(f"f(\n{options}\n)", mode="eval").body
+        # An unpaired parenthesis can make another expression of it.
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise ValueError("more than options")
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("positional value")
         values: dict[str, Any] = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
@@ -172,8 +185,14 @@ def _make_pass(name: str, options: str) -> Pass:
             f"the options of pass {name!r} do not parse: {{{options}}}",
             hint="write option=value, …, with numbers, True, False, None or quoted text as values",
         ) from error
-    known = _options(cls)
+    known = tuple(str(field.alias) for field in _options(cls))
     for option in values:
         if option not in known:
-            raise unknown_name(f"option of pass {name!r}", option, known or ("(it has no options)",))
-    return cls(**values)
+            raise unknown_name(f"option of pass {name!r}", option, known)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise PipelineError(
+            f"pass {name!r} refuses its options {{{options}}}: {error}",
+            hint=f"its options are: {', '.join(known)}",
+        ) from error

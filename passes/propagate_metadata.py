@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -25,8 +26,9 @@ _ORIGIN_KEYS: Final = ("nn_module_stack", "stack_trace", "from_node", "source_fn
 class PropagateMetadata:
     """Gives Q/DQ nodes the module path, stack trace and provenance of the operator they serve, and a ``val``.
 
-    A quantize (with its ``choose_qparams``) belongs to the operator that made the tensor, a dequantize to the
-    operator that reads it; next to inputs and constants the other neighbour stands in.
+    A quantize (with its ``choose_qparams`` and what it chose) belongs to the operator that made the tensor, a
+    dequantize to the operator that reads it; so do casts there and back. Next to inputs and constants the
+    other neighbour stands in.
     """
 
     name: ClassVar[str] = "propagate-metadata"
@@ -58,18 +60,24 @@ def _is_ours(node: Node) -> bool:
         or node.target in qd.DEQUANTIZE_OPS
         or node.target in qd.CHOOSE_QPARAMS_OPS
         or node.target is qd.CONVERT_ELEMENT_TYPE
+        or _is_chosen(node)
     )
+
+
+def _is_chosen(node: Node) -> bool:
+    """Whether ``node`` is a scale or zero point found at run time."""
+    chosen = node.args[0] if node.target is operator.getitem else None
+    return isinstance(chosen, Node) and chosen.target in qd.CHOOSE_QPARAMS_OPS
 
 
 def _origin(node: Node) -> Node | None:
     source = node.args[0]
     assert isinstance(source, Node)
-    reader = next(iter(node.users), None)
-    if node.target in qd.DEQUANTIZE_OPS and reader is not None and reader.op != "output":
-        return reader
-    if source.op in {"placeholder", "get_attr"}:
-        return reader if reader is not None and reader.op != "output" else None
-    return source
+    reader = next((user for user in node.users if user.op != "output"), None)
+    casts_back = source.target is qd.CONVERT_ELEMENT_TYPE
+    if node.target in qd.DEQUANTIZE_OPS or casts_back or _is_chosen(node):
+        return reader or source
+    return reader if source.op in {"placeholder", "get_attr"} else source
 
 
 class _Values:
@@ -86,14 +94,16 @@ class _Values:
         self._fake_mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
     def complete(self, node: Node) -> None:
-        if isinstance(node.meta.get("val"), torch.Tensor):
+        if node.meta.get("val") is not None:
             return
         if node.op == "get_attr":
             self._complete_constant(node)
-        if not node.all_input_nodes:
+        if not node.all_input_nodes or node.op != "call_function":
             return
         source = node.all_input_nodes[0].meta.get("val")
-        if not isinstance(source, FakeTensor) or node.op != "call_function":
+        if _is_chosen(node) and source is not None:
+            node.meta["val"] = source[node.args[1]]
+        if not isinstance(source, FakeTensor):
             return
         if node.target in qd.QUANTIZE_OPS:
             node.meta["val"] = self._like(source, _argument_dtype(node))
@@ -101,6 +111,10 @@ class _Values:
             node.meta["val"] = self._like(source, node.kwargs.get("out_dtype") or torch.float32)
         elif node.target is qd.CONVERT_ELEMENT_TYPE:
             node.meta["val"] = self._like(source, node.args[1])
+        elif node.target in qd.CHOOSE_QPARAMS_OPS:
+            assert callable(node.target)
+            with source.fake_mode:
+                node.meta["val"] = node.target(source, *node.args[1:])
 
     def _complete_constant(self, node: Node) -> None:
         constant = get_attribute(self._gm, str(node.target))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import TypeVar
+import re
+from typing import Final, TypeVar
 
 from ..errors import PipelineError, UnknownNameError
 from .base import Pass
 
-__all__ = ["pass_class", "pass_names", "register_pass"]
+__all__ = ["PASS_NAME", "pass_class", "pass_names", "register_pass", "unknown_name"]
+
+PASS_NAME: Final = "[a-z0-9]+(?:-[a-z0-9]+)*"
+"""What names of passes look like, as a regular expression: kebab-case."""
 
 _classes: dict[str, type[Pass]] = {}
 
@@ -19,8 +23,13 @@ def register_pass(cls: type[P]) -> type[P]:
     """Class decorator: make a pass known by its ``name``.
 
     Raises:
-        PipelineError: another class has that name.
+        PipelineError: another class has that name, or it is not kebab-case.
     """
+    if re.fullmatch(PASS_NAME, cls.name) is None:
+        raise PipelineError(
+            f"the pass name {cls.name!r} would not be read back from a pipeline's text",
+            hint="name passes in kebab-case: lower-case words and digits, joined by hyphens",
+        )
     known = _classes.get(cls.name)
     # The same class defined again (a module reloaded, a notebook cell run twice) replaces itself.
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -52,5 +61,8 @@ def pass_class(name: str) -> type[Pass]:
 def unknown_name(kind: str, name: str, known: tuple[str, ...]) -> UnknownNameError:
     """The error for a name that is not among ``known``."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
+    else:
+        hint = f"known: {', '.join(known)}" if known else "there is none at all"
     return UnknownNameError(f"there is no {kind} named {name!r}", hint=hint)

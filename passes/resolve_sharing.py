@@ -7,28 +7,14 @@ from typing import ClassVar
 import attrs
 from torch.fx import GraphModule, Node
 
-from ..ir.points import annotated_points
-from ..ir.sharing import SharingResult, resolve_sharing
+from ..ir.points import owner_of, tensor_of
+from ..ir.sharing import resolve_sharing
 from ..ir.snapshot import GROUPS_KEY
 from ..ir.stages import Stage
-from .base import PassContext, ResolvedSharing
+from .base import PassContext
 from .registry import register_pass
 
-__all__ = ["ResolveSharing", "sharing_of"]
-
-
-def sharing_of(gm: GraphModule, context: PassContext) -> SharingResult:
-    """The sharing of ``gm`` as ``resolve-sharing`` found it, or found anew where annotations changed since.
-
-    Raises:
-        SharingError: the annotations contradict each other.
-        AnnotationError: an annotation names an edge that does not exist.
-    """
-    resolved = context.sharing
-    # Nodes compare by identity, so the result of another graph is not taken for this one's.
-    if resolved is not None and resolved.points == annotated_points(gm.graph):
-        return resolved.result
-    return resolve_sharing(gm.graph)
+__all__ = ["ResolveSharing"]
 
 
 @register_pass
@@ -37,7 +23,8 @@ class ResolveSharing:
     """Resolves explicit and implicit sharing into groups, and reports every conflict at once.
 
     Each annotated node gets ``meta["lowbit.groups"]``, the groups of its points as text: the diff of this
-    pass is the sharing.
+    pass is the sharing. The groups themselves are not kept: ``insert-observers`` resolves once more, so that
+    passes in between may annotate, and nothing on the module refers to nodes, which would not survive a copy.
     """
 
     name: ClassVar[str] = "resolve-sharing"
@@ -45,16 +32,12 @@ class ResolveSharing:
     ensures: ClassVar[Stage | None] = None
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
-        """Resolve, keep the result in ``context`` for ``insert-observers``, and label the nodes."""
-        result = resolve_sharing(gm.graph)
-        context.sharing = ResolvedSharing(annotated_points(gm.graph), result)
+        """Resolve, and label the nodes."""
         labels: dict[Node, list[str]] = {}
-        for group in result.groups:
+        for group in resolve_sharing(gm.graph).groups:
             for point in group.points:
-                if isinstance(point, Node):
-                    labels.setdefault(point, []).append(f"out g{group.index}")
-                else:
-                    labels.setdefault(point[1], []).append(f"%{point[0].name} g{group.index}")
+                what = "out" if isinstance(point, Node) else f"%{tensor_of(point).name}"
+                labels.setdefault(owner_of(point), []).append(f"{what} g{group.index}")
         for node, words in labels.items():
             node.meta[GROUPS_KEY] = ", ".join(words)
         return bool(labels)

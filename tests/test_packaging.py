@@ -12,28 +12,25 @@ ROOT = Path(lowbit.__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def folders_with_code() -> set[str]:
-    folders = (path.parent.relative_to(ROOT) for path in ROOT.glob("*/**/__init__.py"))
-    return {".".join(["lowbit", *folder.parts]) for folder in folders if not folder.parts[0].startswith(".")}
+# Beside the package: code that is not installed, and what tools generate.
+OUTSIDE = {"tests", "benchmarks", "examples", "docs", "build", "dist", "out"}
+
+
+def modules() -> list[Path]:
+    """The modules in the folders of the package, relative to the root."""
+    found = (path.relative_to(ROOT) for path in ROOT.glob("*/**/*.py"))
+    return [path for path in found if path.parts[0] not in OUTSIDE and not path.parts[0].startswith(".")]
 
 
 def test_the_listed_packages_are_the_folders() -> None:
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     assert len(listed) == len(set(listed))
-    assert set(listed) == {"lowbit"} | folders_with_code()
+    assert set(listed) == {"lowbit"} | {".".join(["lowbit", *path.parent.parts]) for path in modules()}
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
-    outside = {"tests", "benchmarks", "examples", "docs", "build", "dist", "out"}
-    folders = {path.parent for path in ROOT.glob("*/**/*.py")}
-    bare = [
-        str(folder)
-        for folder in folders
-        if not (folder / "__init__.py").exists()
-        and folder.relative_to(ROOT).parts[0] not in outside
-        and not folder.relative_to(ROOT).parts[0].startswith(".")
-    ]
-    assert not bare, "a wheel would leave these out"
+    bare = {str(path.parent) for path in modules() if not (ROOT / path.parent / "__init__.py").exists()}
+    assert not bare, "these import as namespaces in the repository and are lost in a wheel"
 
 
 def test_the_installed_version_is_the_declared_one() -> None:

@@ -8,21 +8,19 @@ import attrs
 import torch
 from torch.fx import Node
 
-from ...ir.aliasing import aliased_inputs
 from ...ir.attributes import get_tensor
-from ...ir.quantized_decomposed import is_dequantize, is_quantize
-from ...ir.schema import argument
+from ...ir.quantized_decomposed import is_dequantize
 from ...ir.specs import dtype_range
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand
-from ...passes.pack_weights import PACK_KEY
-from .prepack import QCONV_PREPACK, QLINEAR_PREPACK, register_fakes
+from .accumulator import may_overwrite, memory_of
+from .convolution import conv_arguments, refuses_geometry
+from .prepack import QLINEAR_PREPACK, pack_weight
 from .unfrozen_linear import register_lowering
 
 __all__ = ["IntegerOperator", "QConv", "QConvAdd", "QLinear"]
 
 _onednn = torch.ops.onednn
 _aten = torch.ops.aten
-_CONVOLUTIONS: Final = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
 
 # The post-operator takes no scalars; an empty list would do as well, but torch.export.save cannot write one.
 _NO_SCALARS: Final = [0.0]
@@ -55,45 +53,6 @@ def _clamped(call: KernelCall, result: Node) -> Node:
     return call.graph.call_function(_aten.clamp.default, (result, output.quant_min, output.quant_max))
 
 
-def _input_shape(call: KernelCall, operator: Node) -> list[int] | None:
-    """The shape of the input, as a hint for the weight layout; None where it is not known before the run."""
-    source = operator.args[0]
-    value = source.meta.get("val") if isinstance(source, Node) else None
-    if isinstance(value, torch.Tensor) and all(isinstance(s, int) for s in value.shape):
-        return list(value.shape)
-    return None
-
-
-def _pack(call: KernelCall, target: Any, arguments: tuple[Any, ...], weight: QuantizedOperand) -> Node:
-    register_fakes()
-    packed = call.graph.call_function(target, arguments)
-    packed.meta = {k: v for k, v in weight.node.meta.items() if k != "val"} | {PACK_KEY: True}
-    return packed
-
-
-@attrs.frozen
-class _ConvArguments:
-    head: tuple[Any, ...]
-    bias: Any
-    geometry: tuple[Any, ...]
-
-
-def _convolution(call: KernelCall) -> _ConvArguments:
-    x, weight = call.operands["x"], call.operands["weight"]
-    assert isinstance(x, QuantizedOperand)
-    assert isinstance(weight, QuantizedOperand)
-    conv = call.node_calling(*_CONVOLUTIONS)
-    geometry = tuple(argument(conv, name) for name in ("stride", "padding", "dilation", "groups"))
-    packed = _pack(
-        call,
-        QCONV_PREPACK,
-        (weight.node, weight.scale, x.scale, x.zero_point, *geometry, _input_shape(call, conv)),
-        weight,
-    )
-    head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
-    return _ConvArguments(head, call.operands["bias"], geometry)
-
-
 @attrs.frozen
 class QConv:
     """``onednn.qconv_pointwise``: convolution, then a unary post-operator, then requantization.
@@ -107,11 +66,11 @@ class QConv:
 
     def refuses(self, call: KernelCall) -> str | None:
         """None, or why the operands do not fit."""
-        return _refuses_operands(call)
+        return _refuses_operands(call) or refuses_geometry(call)
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and convolution."""
-        conv = _convolution(call)
+        conv = conv_arguments(call)
         arguments = (*conv.head, conv.bias, *conv.geometry, *_output_arguments(call))
         result = call.graph.call_function(
             _onednn.qconv_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
@@ -140,20 +99,20 @@ class QConvAdd:
         assert isinstance(x, QuantizedOperand)
         if call.quantization is None:
             return "sum-read-in-float"
-        if _memory(x.node) is _memory(other.node):
+        if memory_of(x.node) is memory_of(other.node):
             # Not a matter of copying it: Inductor drops the copy, and then reads what is being written.
             return "accumulator-is-input"
         if other.dtype is not call.quantization.dtype:
             return "accumulator-dtype-differs"
-        return _refuses_operands(call)
+        return _refuses_operands(call) or refuses_geometry(call)
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing, the accumulator's layout and the convolution."""
         other = call.operands["other"]
         assert isinstance(other, QuantizedOperand)
-        conv = _convolution(call)
+        conv = conv_arguments(call)
         # oneDNN accumulates in channels-last only. contiguous() of what is so already is free.
-        layout = _aten.contiguous.default if _may_overwrite(call, other.node) else _aten.clone.default
+        layout = _aten.contiguous.default if may_overwrite(call, other.node) else _aten.clone.default
         accumulator = call.graph.call_function(layout, (other.node,), {"memory_format": torch.channels_last})
         accumulator.meta = dict(other.node.meta)
         arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *_output_arguments(call))
@@ -162,36 +121,6 @@ class QConvAdd:
             (*arguments, other.scale, other.zero_point, "sum", 1.0, self.unary, _NO_SCALARS, ""),
         )
         return _clamped(call, result)
-
-
-def _may_overwrite(call: KernelCall, node: Node) -> bool:
-    """Whether nothing but the addition reads the memory of ``node`` after the kernel, the caller of the model
-    included."""
-    if node.op != "call_function" or _memory(node) is not node:
-        return False
-    addition = call.node_calling(_aten.add.Tensor)
-    for user in node.users:
-        readers = user.users if is_dequantize(user) else {user: None}
-        if list(readers) == [addition]:
-            continue
-        if not user < call.output or any(map(aliased_inputs, readers)):
-            return False
-    return True
-
-
-def _memory(node: Node) -> Node:
-    """The node that made the memory which ``node`` may be in.
-
-    Between quantize and dequantize a view counts as one already: it will be, once it is lowered.
-    """
-    while True:
-        source = node.args[0] if is_quantize(node) else node
-        views = aliased_inputs(source) if isinstance(source, Node) else ()
-        if not views:
-            return node
-        node = views[0]
-        if is_dequantize(node):
-            (node,) = node.all_input_nodes
 
 
 @attrs.frozen
@@ -216,14 +145,27 @@ class QLinear:
         assert isinstance(weight, QuantizedOperand)
         register_lowering()
         linear = call.node_calling(_aten.linear.default)
-        packed = _pack(call, QLINEAR_PREPACK, (weight.node, _input_shape(call, linear)), weight)
+        packed = pack_weight(call, QLINEAR_PREPACK, linear)
         head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
         bias: Any = call.operands["bias"]
         arguments = (*head, bias, *_output_arguments(call))
         result = call.graph.call_function(
             _onednn.qlinear_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
         )
-        return _clamped(call, result)
+        return _clamped(call, _in_full_shape(call, linear, x.node, result))
+
+
+def _in_full_shape(call: KernelCall, linear: Node, x: Node, result: Node) -> Node:
+    """``result`` with all its dimensions: of an empty batch the kernel gives two, whatever it was handed."""
+    value = linear.meta.get("val")
+    if not isinstance(value, torch.Tensor) or all(isinstance(size, int) for size in value.shape):
+        return result
+    *batch, channels = value.shape
+    sizes = [
+        size if isinstance(size, int) else call.graph.call_function(_aten.sym_size.int, (x, i))
+        for i, size in enumerate(batch)
+    ]
+    return call.graph.call_function(_aten.view.default, (result, [*sizes, channels]))
 
 
 @attrs.frozen

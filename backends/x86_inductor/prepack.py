@@ -8,16 +8,46 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
+from torch.fx import Node
 
-__all__ = ["QCONV_PREPACK", "QLINEAR_PREPACK", "register_fakes"]
+from ...matchers.operator_pattern import KernelCall, QuantizedOperand
+from ...passes.pack_weights import PACK_KEY
+
+__all__ = ["QCONV_PREPACK", "QLINEAR_PREPACK", "pack_weight", "register_fakes"]
 
 QCONV_PREPACK: Final = torch.ops.onednn.qconv_prepack.default
 """``(weight, w_scales, x_scale, x_zp, stride, padding, dilation, groups, x_shape=None) -> packed``"""
 QLINEAR_PREPACK: Final = torch.ops.onednn.qlinear_prepack.default
 """``(weight, x_shape) -> packed``"""
+
+
+def pack_weight(call: KernelCall, target: Any, operator: Node, *arguments: Any) -> Node:
+    """Insert the packing of the weight of ``operator``, one of the float operators of ``call``.
+
+    Args:
+        call: the place; its weight is the operand ``weight``.
+        target: the packing operator.
+        operator: the convolution or linear, whose input's shape the packing is told.
+        arguments: what the packing takes between weight and shape.
+    """
+    register_fakes()
+    weight = call.operands["weight"]
+    assert isinstance(weight, QuantizedOperand)
+    packed = call.graph.call_function(target, (weight.node, *arguments, _input_shape(operator)))
+    packed.meta = {k: v for k, v in weight.node.meta.items() if k != "val"} | {PACK_KEY: True}
+    return packed
+
+
+def _input_shape(operator: Node) -> list[int] | None:
+    """The shape of the input, as a hint for the weight layout; None where it is not known before the run."""
+    source = operator.args[0]
+    value = source.meta.get("val") if isinstance(source, Node) else None
+    if isinstance(value, torch.Tensor) and all(isinstance(s, int) for s in value.shape):
+        return list(value.shape)
+    return None
 
 
 def _opaque(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:

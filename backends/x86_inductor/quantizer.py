@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from ...errors import UnsupportedError
 from ...ir.ledger import Ledger
@@ -11,6 +14,7 @@ from ...ir.observers import HistogramObserver, PerChannelMinMaxObserver
 from ...ir.quantizer import Quantizer
 from ...ir.specs import QuantizationConfig, QuantizationSpec
 from ..annotation import annotate_patterns
+from ..selection import ConfigSelection
 from .patterns import PATTERNS
 
 __all__ = ["X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
@@ -64,17 +68,60 @@ class X86InductorQuantizer(Quantizer):
 
         quantizer = X86InductorQuantizer()
         quantizer.set_global(get_default_x86_inductor_quantization_config())
+        quantizer.set_module_name_qconfig("head", None)  # stays float
+
+    A module name wins over a module type, that over a function type, and that over the global configuration.
+    None leaves the operators selected float. A setting that selects no operator of the model is an error when
+    the model is prepared.
     """
 
     backend_name = "x86_inductor"
 
     def __init__(self) -> None:
-        self._global: QuantizationConfig | None = None
+        self._selection = ConfigSelection()
         self._ledger = Ledger()
 
     def set_global(self, quantization_config: QuantizationConfig | None) -> X86InductorQuantizer:
-        """Quantize every operator that the backend can run with this configuration; None leaves all float."""
-        self._global = quantization_config
+        """Quantize every operator that the backend can run with this configuration.
+
+        Raises:
+            SpecError: it mixes static with dynamic, or training with post-training quantization.
+        """
+        self._selection.set_global(quantization_config)
+        return self
+
+    def set_function_type_qconfig(
+        self, function_type: Callable[..., Any], quantization_config: QuantizationConfig | None
+    ) -> X86InductorQuantizer:
+        """Set the configuration of a function (``torch.nn.functional.linear``), called from modules or not.
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+            UnknownNameError: ``function_type`` is not a torch function.
+        """
+        self._selection.set_function_type(function_type, quantization_config)
+        return self
+
+    def set_module_type_qconfig(
+        self, module_type: type[torch.nn.Module], quantization_config: QuantizationConfig | None
+    ) -> X86InductorQuantizer:
+        """Set the configuration of everything in modules of a class (``torch.nn.Linear``, one of your own).
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+        """
+        self._selection.set_module_type(module_type, quantization_config)
+        return self
+
+    def set_module_name_qconfig(
+        self, module_name: str, quantization_config: QuantizationConfig | None
+    ) -> X86InductorQuantizer:
+        """Set the configuration of everything in the module of a dotted name (``layer1.0.conv1``).
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+        """
+        self._selection.set_module_name(module_name, quantization_config)
         return self
 
     def bind_ledger(self, ledger: Ledger) -> None:
@@ -83,8 +130,6 @@ class X86InductorQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the operators that the backend's patterns describe."""
-        annotate_patterns(model.graph, PATTERNS, self._config_of, self._ledger)
+        self._selection.check_selectors(model.graph)
+        annotate_patterns(model.graph, PATTERNS, self._selection.of, self._ledger)
         return model
-
-    def _config_of(self, nodes: tuple[Node, ...]) -> QuantizationConfig | None:
-        return self._global

@@ -93,14 +93,15 @@ class HistogramObserver(StatisticObserver):
 
     def reset(self) -> None:
         """Forget all data."""
-        self.min_val.fill_(float("inf"))
-        self.max_val.fill_(float("-inf"))
-        self.histogram.zero_()
+        # Replaced here and below, never written into: copies of the graph share the tensors.
+        self.min_val = torch.full_like(self.min_val, float("inf"))
+        self.max_val = torch.full_like(self.max_val, float("-inf"))
+        self.histogram = torch.zeros_like(self.histogram)
 
     def _store(self, statistic: DyadicHistogram) -> None:
-        self.min_val.fill_(statistic.min_val)
-        self.max_val.fill_(statistic.max_val)
-        self.histogram.copy_(statistic.counts)
+        self.min_val = torch.full_like(self.min_val, statistic.min_val)
+        self.max_val = torch.full_like(self.max_val, statistic.max_val)
+        self.histogram = statistic.counts.to(self.histogram)
 
     def _observe(self, x: Tensor) -> None:
         self._store(observe_values(self.statistic, x))

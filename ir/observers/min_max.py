@@ -67,11 +67,8 @@ class _ExtremesObserver(StatisticObserver):
         self._store(self.min_val.new_full(shape, float("inf")), self.max_val.new_full(shape, float("-inf")))
 
     def _store(self, low: Tensor, high: Tensor) -> None:
-        if self.min_val.shape == low.shape:
-            self.min_val.copy_(low)
-            self.max_val.copy_(high)
-        else:
-            self.min_val, self.max_val = low.to(self.min_val.device), high.to(self.max_val.device)
+        # Replaced, never written into: copies of the graph share the tensors.
+        self.min_val, self.max_val = low.to(self.min_val.device), high.to(self.max_val.device)
 
     def _observe(self, x: Tensor) -> None:
         low, high = finite_min_max(x, self.ch_axis)
@@ -140,12 +137,12 @@ class _AveragingObserver(_ExtremesObserver):
 
     def _observe(self, x: Tensor) -> None:
         super()._observe(x)
-        self.tensors_seen += 1
+        self.tensors_seen = self.tensors_seen + 1
 
     def reset(self) -> None:
         """Forget all data."""
         super().reset()
-        self.tensors_seen.zero_()
+        self.tensors_seen = torch.zeros_like(self.tensors_seen)
 
     def _merge(self, other: Self) -> None:
         """Two histories have no common order, so the averages are averaged, each weighing what it saw."""
@@ -159,7 +156,7 @@ class _AveragingObserver(_ExtremesObserver):
             )
         else:
             self._store(other.min_val.clone(), other.max_val.clone())
-        self.tensors_seen += other.tensors_seen
+        self.tensors_seen = self.tensors_seen + other.tensors_seen
 
 
 class MinMaxObserver(_RunningObserver):

@@ -136,7 +136,8 @@ class StatisticObserver(ObserverBase):
             return x
         if self.observe_once:
             self.reset()
-        with torch.no_grad():
+        # Out of inference mode, whose tensors could not be loaded or moved afterwards.
+        with torch.inference_mode(False), torch.no_grad():
             self._observe(x.detach())
         if self.observe_once:
             self._sighting = _Sighting.of(x)
@@ -144,7 +145,7 @@ class StatisticObserver(ObserverBase):
 
     def has_seen(self, x: Tensor) -> bool:
         """Whether ``x`` is the tensor observed last under ``observe_once``, not written to since."""
-        return self.observe_once and self._sighting is not None and self._sighting.is_of(x)
+        return self.observe_once and self._sighting is not None and self._sighting.is_of(x) and self.has_data
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32), of shape [1] per tensor and [channels] per channel.
@@ -189,6 +190,11 @@ class StatisticObserver(ObserverBase):
             if old is not None and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # What was loaded need not be the statistic of the tensor last seen.
+        self._sighting = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The sighting is about a tensor of this process; a copy looks once more.

@@ -29,7 +29,7 @@ class DiffToFolder:
         """Make the folder ready at the first pass."""
         if self._count == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            for old in self.path.glob("[0-9][0-9]-*.diff"):
+            for old in self.path.glob("[0-9][0-9]*-*.diff"):
                 old.unlink()
 
     def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:

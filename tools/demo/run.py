@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def _latency_row(timings: Timings, batch: int) -> Row:
 
 
 @contextmanager
-def _step(console: Console, done: str) -> Iterator[None]:
+def _step(console: Console, done: str) -> Generator[None]:
     """A spinner while the step runs, and a line with its time when it is done."""
     start = time.perf_counter()
     with console.status(f"{done} …"):

@@ -1,0 +1,80 @@
+"""What oneDNN's convolutions are called with, and the geometries they get wrong."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+import torch
+from torch.fx import Node
+
+from ...ir.attributes import get_tensor
+from ...ir.schema import argument
+from ...matchers.operator_pattern import KernelCall, QuantizedOperand
+from .prepack import QCONV_PREPACK, pack_weight
+
+__all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
+
+_CONV: Final = torch.ops.aten.conv2d.default
+
+
+@attrs.frozen
+class ConvArguments:
+    """Arguments of the kernels, in their order: ``head``, what they add, ``bias``, ``geometry``."""
+
+    head: tuple[Any, ...]
+    bias: Any
+    geometry: tuple[Any, ...]
+
+
+def conv_arguments(call: KernelCall) -> ConvArguments:
+    """The arguments for the convolution of ``call``, its weight packed by a node of the graph."""
+    x, weight = call.operands["x"], call.operands["weight"]
+    assert isinstance(x, QuantizedOperand)
+    assert isinstance(weight, QuantizedOperand)
+    conv = call.node_calling(_CONV)
+    geometry = (_pair(conv, "stride"), _pair(conv, "padding"), _dilation(call), argument(conv, "groups"))
+    packed = pack_weight(call, QCONV_PREPACK, conv, weight.scale, x.scale, x.zero_point, *geometry)
+    head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
+    return ConvArguments(head, call.operands["bias"], geometry)
+
+
+def refuses_geometry(call: KernelCall) -> str | None:
+    """None, or why oneDNN cannot be trusted with the convolution.
+
+    Of 3.12, found by trying some thousands of shapes: its AMX kernel gives wrong numbers for results of width
+    1 (and some height) under a horizontal stride, and reads out of bounds where the taps of a dilated kernel
+    fall on both sides of an image and none into it. Sizes that only the run tells are let pass.
+    """
+    conv = call.node_calling(_CONV)
+    height, width = _extents(conv)
+    if width == 1 and height != 1 and _pair(conv, "stride")[1] > 1:
+        return "column-under-stride"
+    image = _extents(conv.args[0])
+    if any(size is not None and d > size for d, size in zip(_dilation(call), image, strict=True)):
+        return "dilation-exceeds-image"
+    return None
+
+
+def _dilation(call: KernelCall) -> list[int]:
+    weight = call.operands["weight"]
+    assert isinstance(weight, QuantizedOperand)
+    extents = get_tensor(call.gm, str(weight.node.target)).shape[2:]
+    given = _pair(call.node_calling(_CONV), "dilation")
+    # Of an extent of 1 dilation means nothing, except to oneDNN, which then reads out of bounds.
+    return [1 if extent == 1 else d for extent, d in zip(extents, given, strict=True)]
+
+
+def _extents(image: object) -> tuple[int | None, int | None]:
+    """Height and width of an image; None for what is not known before the run."""
+    value = image.meta.get("val") if isinstance(image, Node) else None
+    if not isinstance(value, torch.Tensor):
+        return None, None
+    height, width = (size if isinstance(size, int) else None for size in value.shape[2:])
+    return height, width
+
+
+def _pair(conv: Node, name: str) -> list[int]:
+    value: Any = argument(conv, name)
+    # One number may stand for both dimensions.
+    return [*value] * (2 if len(value) == 1 else 1)

@@ -1,0 +1,84 @@
+"""The ledger: one decision a node, the latest standing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lowbit.ir.ledger import Decision, Ledger
+from torch import nn
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x))
+
+
+@pytest.fixture
+def nodes() -> dict[str, Node]:
+    gm = torch.export.export(Model(), (torch.ones(1, 2),)).module()
+    return {n.name: n for n in gm.graph.nodes}
+
+
+def test_a_decision_says_what_why_and_where(nodes) -> None:
+    ledger = Ledger()
+    ledger.missed("no-pattern", nodes["tanh"], "nothing runs it")
+    (decision,) = ledger.decisions
+    assert decision == Decision(
+        node="tanh",
+        target="aten.tanh.default",
+        status="float",
+        reason="no-pattern",
+        detail="nothing runs it",
+        module="",
+        source=decision.source,
+    )
+    assert decision.source.endswith("return torch.tanh(self.inner(x))")
+
+
+def test_the_latest_entry_stands_and_the_order_is_that_of_first_mention(nodes) -> None:
+    ledger = Ledger()
+    ledger.missed("not-configured", nodes["linear"])
+    ledger.missed("no-pattern", nodes["tanh"])
+    ledger.quantized(nodes["linear"], "linear")
+    assert [(d.node, d.status, d.reason) for d in ledger.decisions] == [
+        ("linear", "quantized", "linear"),
+        ("tanh", "float", "no-pattern"),
+    ]
+    assert ledger.decisions[0].module == "inner.0"
+
+
+def test_a_ledger_knows_which_nodes_it_has(nodes) -> None:
+    ledger = Ledger()
+    ledger.quantized(nodes["linear"], "linear")
+    assert nodes["linear"] in ledger
+    assert nodes["tanh"] not in ledger
+    assert Ledger().decisions == ()
+
+
+def test_a_copy_is_independent(nodes) -> None:
+    ledger = Ledger()
+    ledger.quantized(nodes["linear"], "linear")
+    other = ledger.copy()
+    other.missed("no-pattern", nodes["tanh"])
+    ledger.missed("not-configured", nodes["linear"])
+    assert [d.status for d in other.decisions] == ["quantized", "float"]
+    assert [d.status for d in ledger.decisions] == ["float"]
+
+
+def test_decisions_outlive_their_graph_and_copies_of_models(nodes) -> None:
+    ledger = Ledger()
+    ledger.quantized(nodes["linear"], "linear")
+    expected = ledger.decisions
+    # Models carry their ledger in meta, which copy.deepcopy copies as well.
+    assert copy.deepcopy(ledger).decisions == expected
+    nodes["linear"].meta.clear()
+    assert ledger.decisions == expected
