@@ -14,7 +14,7 @@ __all__ = [
     "GraphInputError",
     "LowbitError",
     "LowbitWarning",
-    "LoweringError",
+    "MissingDependencyError",
     "NotCalibratedError",
     "NothingQuantizedWarning",
     "PassFailedError",
@@ -107,8 +107,8 @@ class CalibrationDataError(LowbitError, ValueError):
     """Data with NaN or infinity, or of a form the model cannot take, met during calibration."""
 
 
-class LoweringError(LowbitError, RuntimeError):
-    """A graph that the chosen backend cannot lower."""
+class MissingDependencyError(LowbitError, ImportError):
+    """A package that an optional part of lowbit needs is not installed; the hint names the extra."""
 
 
 class UnsupportedError(LowbitError, NotImplementedError):

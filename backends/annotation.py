@@ -114,27 +114,32 @@ def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPatte
         for node in state.graph.nodes
         if node.op == "call_function" and node.target in followers and node not in state.claimed
     ]
-    # Backwards: who is wanted by a reader, and in which spec. Forwards: who has its inputs in low precision.
-    wanted = dict(state.low_edges)
-    for node in reversed(candidates):
-        if node in wanted:
-            for source in node.all_input_nodes:
-                wanted.setdefault(source, wanted[node])
+    # Forwards: who has all inputs in low precision, given that those it reads follow too.
     low = state.low_outputs | set(state.low_edges)
+    able: list[Node] = []
     for node in candidates:
-        if node not in wanted:
-            state.ledger.missed("no-low-precision-reader", node, "its result is read in float only")
-        elif not all(source in low for source in node.all_input_nodes):
+        if not all(source in low for source in node.all_input_nodes):
             state.ledger.missed("float-input", node, "not all of its inputs are in low precision")
         elif state.config_of((node,)) is None:
             state.ledger.missed("not-configured", node, "no configuration applies to it")
         elif not _is_float32(node):
             state.ledger.missed("activation-not-float32", node)
         else:
+            able.append(node)
+            low.add(node)
+    # Backwards: of those, who is wanted by a reader in low precision, and in which spec.
+    wanted = dict(state.low_edges)
+    for node in reversed(able):
+        if node in wanted:
+            for source in node.all_input_nodes:
+                wanted.setdefault(source, wanted[node])
+    for node in able:
+        if node in wanted:
             _annotate_follower(node, wanted[node])
             state.ledger.quantized(node, followers[node.target].name)
             state.claimed.add(node)
-            low.add(node)
+        else:
+            state.ledger.missed("no-low-precision-reader", node, "its result is read in float only")
 
 
 def _is_float32(node: Node) -> bool:

@@ -20,6 +20,8 @@ from .stages import Stage
 
 __all__ = ["is_observer", "verify"]
 
+_MOST_SHOWN = 5
+
 
 def verify(gm: GraphModule, stage: Stage) -> None:
     """Check that ``gm`` keeps the rules of ``stage``.
@@ -41,11 +43,11 @@ def verify(gm: GraphModule, stage: Stage) -> None:
     elif stage in {Stage.QDQ, Stage.REFERENCE, Stage.LOWERED}:
         problems += _quantized(gm)
     if problems:
-        first = problems[0]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        (node, text), *others = problems
+        more = f" (and {len(others)} more)" if others else ""
         raise StageError(
-            f"the graph breaks the rules of stage {stage.name}: {first[1]}{more}",
-            where=tuple(f"{describe_node(node)}: {text}" for node, text in problems[1:6]) + locate(first[0]),
+            f"the graph breaks the rules of stage {stage.name} at %{node.name}: {text}{more}",
+            where=(*locate(node), *(f"{describe_node(n)}: {t}" for n, t in others[:_MOST_SHOWN])),
             hint="the pass that ran last left it so; dump its diff with the DiffToFolder instrument",
         )
 

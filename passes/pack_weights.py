@@ -46,7 +46,8 @@ class PackWeights:
             delete_unused(gm)
         frozen = list(_trainable(gm))
         for target, parameter in frozen:
-            set_tensor(gm, target, torch.nn.Parameter(parameter.detach(), requires_grad=False))
+            constant = torch.nn.Parameter(parameter.detach(), requires_grad=False)
+            set_tensor(gm, target, constant, like=constant)
         return bool(calls or frozen)
 
 

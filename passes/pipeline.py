@@ -180,6 +180,8 @@ def _make_pass(name: str, options: str) -> Pass:
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("positional value")
         values: dict[str, Any] = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if len(values) < len(call.keywords):
+            raise ValueError("an option given twice")
     except (SyntaxError, ValueError) as error:
         raise PipelineError(
             f"the options of pass {name!r} do not parse: {{{options}}}",

@@ -25,10 +25,6 @@ class Timings:
         """The median run of ``name``, in seconds: what one call typically costs."""
         return statistics.median(self.seconds[name])
 
-    def best(self, name: str) -> float:
-        """The fastest run of ``name``, in seconds: the cost with the least disturbance from outside."""
-        return min(self.seconds[name])
-
     def ratio(self, slower: str, faster: str) -> float:
         """How many times longer ``slower`` takes than ``faster``: the median of the ratios of the rounds."""
         pairs = zip(self.seconds[slower], self.seconds[faster], strict=True)

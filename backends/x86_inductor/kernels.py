@@ -93,18 +93,18 @@ class QConvAdd:
 
     def refuses(self, call: KernelCall) -> str | None:
         """None, or why the operands do not fit."""
-        other = call.operands["other"]
-        assert isinstance(other, QuantizedOperand)
-        x = call.operands["x"]
+        x, other = call.operands["x"], call.operands["other"]
         assert isinstance(x, QuantizedOperand)
-        if call.quantization is None:
-            return "sum-read-in-float"
+        assert isinstance(other, QuantizedOperand)
+        reason = _refuses_operands(call) or refuses_geometry(call)
+        if reason is not None:
+            return reason
         if memory_of(x.node) is memory_of(other.node):
             # Not a matter of copying it: Inductor drops the copy, and then reads what is being written.
             return "accumulator-is-input"
-        if other.dtype is not call.quantization.dtype:
-            return "accumulator-dtype-differs"
-        return _refuses_operands(call) or refuses_geometry(call)
+        if call.quantization is None:
+            return "sum-read-in-float"
+        return None if other.dtype is call.quantization.dtype else "accumulator-dtype-differs"
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing, the accumulator's layout and the convolution."""

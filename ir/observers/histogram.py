@@ -10,7 +10,6 @@ grouping, are the histogram of the whole to the last bit.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import torch
@@ -35,8 +34,6 @@ _FLOAT32_DIGITS = 24
 # an element of ReLU outputs and 1.0 of normal ones; int64 bin numbers take 1.7 to 2 times as long, and
 # torch.histc 2 times.
 _CHUNK = 1 << 16
-# Elements that repay starting a thread.
-_PER_THREAD = 1 << 17
 
 
 @attrs.frozen
@@ -168,21 +165,8 @@ def _regridded(histogram: DyadicHistogram, grid: Grid) -> Tensor:
 
 def _count(values: Tensor, grid: Grid, bins: int) -> Tensor:
     """How many of ``values`` (float32, one dimension, covered by ``grid``) fall into each bin."""
-    if values.device.type != "cpu":
-        return _count_part(values, grid, bins, chunk=len(values))
-    threads = min(torch.get_num_threads(), len(values) // _PER_THREAD)
-    if threads < 2:
-        return _count_part(values, grid, bins, chunk=_CHUNK)
-    # torch.bincount is serial, but lets other threads run.
-    first, *others = values.chunk(threads)
-    with ThreadPoolExecutor(len(others)) as pool:
-        pending = [pool.submit(_count_part, part, grid, bins, chunk=_CHUNK) for part in others]
-        return sum((part.result() for part in pending), _count_part(first, grid, bins, chunk=_CHUNK))
-
-
-def _count_part(values: Tensor, grid: Grid, bins: int, *, chunk: int) -> Tensor:
     counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
-    chunk = min(chunk, len(values))
+    chunk = min(_CHUNK, len(values)) if values.device.type == "cpu" else len(values)
     scaled = torch.empty(chunk, dtype=torch.float32, device=values.device)
     index = torch.empty(chunk, dtype=torch.int32, device=values.device)
     scale = math.ldexp(1.0, -grid.exponent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,7 +143,7 @@ def test_forward_hooks_are_kept() -> None:
 def test_guards_of_the_exported_program_still_hold() -> None:
     gm = torch.export.export(nn.ReLU(), (torch.ones(2, 3),)).module()
     for module in (gm, clone(gm)):
-        with pytest.raises((AssertionError, RuntimeError), match="shape"):
+        with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed: .*size\(\)"):
             module(torch.ones(2, 4))
 
 
@@ -156,14 +155,6 @@ def test_train_and_eval_are_no_longer_refused() -> None:
     assert clone(gm).eval() is not None
     with pytest.raises(NotImplementedError):
         gm.eval()
-
-
-@attrs.frozen
-class Shared:
-    """The places where an annotation refers to nodes."""
-
-    producer: str
-    points: tuple[object, ...]
 
 
 def names(gm: GraphModule) -> list[object]:
@@ -313,9 +304,10 @@ TARGETS = [aten.relu.default, aten.add.Tensor, aten.cat.default, aten.clamp.Tens
 def graphs(draw: st.DrawFn) -> GraphModule:
     """Random graphs, with names, kwargs, lists and metadata."""
     graph = Graph()
-    nodes = [
-        graph.placeholder(draw(st.sampled_from(["x", "x_1", "x_01", "arg7", "input"]))) for _ in range(2)
-    ]
+    inputs = draw(
+        st.lists(st.sampled_from(["x", "x_1", "x_01", "arg7"]), min_size=2, max_size=2, unique=True)
+    )
+    nodes = [graph.placeholder(name) for name in inputs]
     for _ in range(draw(st.integers(0, 12))):
         target = draw(st.sampled_from(TARGETS))
         a, b = (nodes[draw(st.integers(0, len(nodes) - 1))] for _ in range(2))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from lowbit.errors import LowbitError
+from lowbit.errors import MissingDependencyError
 from lowbit.passes.instruments import PassRecord
 from lowbit.tools.cli import main
 from lowbit.tools.demo.data import blended_colours, load_digits
@@ -46,7 +46,7 @@ def test_calibration_batches_are_training_images() -> None:
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(LowbitError, match=r"scikit-learn(.|\n)*lowbit\[demo\]"):
+    with pytest.raises(MissingDependencyError, match=r"scikit-learn(.|\n)*lowbit\[demo\]"):
         load_digits(seed=0)
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 1

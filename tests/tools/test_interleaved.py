@@ -21,7 +21,6 @@ def test_ratio_is_taken_round_by_round() -> None:
     timings = Timings({"slow": (2.0, 8.0, 8.0), "fast": (1.0, 4.0, 4.0)})
     assert timings.ratio("slow", "fast") == 2.0
     assert timings.median("slow") == 8.0
-    assert timings.best("slow") == 2.0
 
 
 def test_no_rounds_is_an_error() -> None:

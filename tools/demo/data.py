@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import LowbitError
+from ...errors import MissingDependencyError
 
 __all__ = ["Digits", "blended_colours", "load_digits"]
 
@@ -38,13 +38,13 @@ def load_digits(*, seed: int) -> Digits:
     """scikit-learn's 1,797 digits, shuffled by ``seed`` and split into 1,297 to train on and 500 to test on.
 
     Raises:
-        LowbitError: scikit-learn is not installed.
+        MissingDependencyError: scikit-learn is not installed.
     """
     try:
         # Needed by the demo only, so it is an extra and not a dependency.
         from sklearn import datasets
     except ImportError as error:
-        raise LowbitError(
+        raise MissingDependencyError(
             "the digits come with scikit-learn, which is not installed",
             hint="pip install 'lowbit[demo]', or take the model that needs no data: --model resnet18",
         ) from error

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 run in int8 from the first quantize to the last, whichever way they were exported."""
+"""ResNet-18 and ResNet-50 run in int8 from the first quantize to the last, however they were exported."""
 
 from __future__ import annotations
 
