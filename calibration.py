@@ -97,7 +97,8 @@ def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], di
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         # An input that is itself a tuple or list has several placeholders, and then stands alone in the
         # batch.
-        if len(batch) >= inputs or len(batch) == 1:
+        alone = len(batch) == 1 and not isinstance(batch[0], torch.Tensor)
+        if len(batch) >= inputs or alone:
             return tuple(batch[:inputs]), {}
         raise CalibrationDataError(
             f"batch {index} has {len(batch)} entries, and the model takes {inputs} inputs",

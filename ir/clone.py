@@ -15,7 +15,9 @@ import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from .aliasing import is_write
 from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .attributes import find_attribute, is_constant, set_tensor
 from .points import as_point
 from .specs import DerivedQuantizationSpec, EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
 
@@ -23,20 +25,33 @@ __all__ = ["clone_graph_module"]
 
 _T = TypeVar("_T")
 
-# What torch.export puts on the instance: bound to the original module, and there to refuse train() and
-# eval(), which the tutorials' own calibration loop calls.
-_BOUND_OVERRIDES = frozenset({"train", "eval"})
+# Bound to the original and its graph: code compiled for it (Module.compile), a forward put in place of its
+# own, and the train() and eval() of torch.export, which refuse what the tutorials' own loops call.
+_BOUND_TO_ORIGINAL = frozenset({"train", "eval", "forward", "_call_impl", "_compiled_call_impl"})
 
 
 def clone_graph_module(gm: GraphModule) -> GraphModule:
     """A copy of ``gm`` whose graph and modules may be changed freely; its tensors are those of ``gm``.
 
     Submodules are copied as containers (an observer keeps its statistics tensors, a branch of ``cond`` its
-    own graph copy). Annotations point at the copy's nodes. The copy's code is not generated: call
-    ``recompile``.
+    own graph copy). Tensors that the graph itself writes into (counters, caches) are copied, so that running
+    one of the two does not show in the other. Annotations point at the copy's nodes. The copy's code is not
+    generated: call ``recompile``.
     """
     copies: dict[int, torch.nn.Module] = {}
-    return _clone_graph_module(gm, copies)
+    new = _clone_graph_module(gm, copies)
+    _copy_written_tensors(new)
+    return new
+
+
+def _copy_written_tensors(gm: GraphModule) -> None:
+    if not any(map(is_write, gm.graph.nodes)):
+        return
+    written = {node.target for node in gm.graph.find_nodes(op="get_attr") if not is_constant(node)}
+    for target in sorted(written):
+        value = find_attribute(gm, target)
+        if isinstance(value, torch.Tensor):
+            set_tensor(gm, target, value.detach().clone())
 
 
 def _clone_graph_module(gm: GraphModule, copies: dict[int, torch.nn.Module]) -> GraphModule:
@@ -46,7 +61,7 @@ def _clone_graph_module(gm: GraphModule, copies: dict[int, torch.nn.Module]) -> 
     # Whatever the user keeps on the module comes along; what GraphModule itself keeps is made anew, apart
     # from nn.Module's own state, which _copy_state handles.
     new.__dict__.update(
-        {k: v for k, v in gm.__dict__.items() if k not in fresh and k not in _BOUND_OVERRIDES}
+        {k: v for k, v in gm.__dict__.items() if k not in fresh and k not in _BOUND_TO_ORIGINAL}
     )
     _copy_state(gm, new, copies)
     new.meta = dict(gm.meta)
@@ -72,8 +87,8 @@ def _clone_module(module: torch.nn.Module, copies: dict[int, torch.nn.Module]) -
 
 def _copy_state(module: torch.nn.Module, new: torch.nn.Module, copies: dict[int, torch.nn.Module]) -> None:
     for key, value in module.__dict__.items():
-        # Parameters, buffers, hooks: dicts and sets of nn.Module, which the copy must be free to change.
-        if key.startswith("_") and isinstance(value, (dict, set)):
+        # Parameters, buffers, hooks, what users gather: the copy must be free to change its own.
+        if isinstance(value, (dict, set, list)):
             new.__dict__[key] = value.copy()
         elif isinstance(value, tuple) and value and all(isinstance(v, torch.nn.Module) for v in value):
             # Modules referred to without being registered: what a derived observer derives from.

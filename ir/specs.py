@@ -32,6 +32,7 @@ __all__ = [
     "SharedQuantizationSpec",
     "dtype_range",
     "spec_key",
+    "storage_dtype",
 ]
 
 EdgeOrNode: TypeAlias = "tuple[Node, Node] | Node"
@@ -47,15 +48,19 @@ PER_CHANNEL_QSCHEMES = frozenset(
 CAST_DTYPES = frozenset({torch.float16, torch.bfloat16})
 """Dtypes that a spec means as a cast rather than as a quantization."""
 
-# The handbook's legacy names; torch.iinfo does not know them.
-_STORAGE_DTYPE = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+_LEGACY_DTYPES = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+
+
+def storage_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or the plain integer dtype that a legacy quantized ``dtype`` is stored in."""
+    return _LEGACY_DTYPES.get(dtype, dtype)
 
 
 def dtype_range(dtype: torch.dtype) -> tuple[int, int] | None:
     """The closed range of values an integer ``dtype`` holds; None for floating-point dtypes."""
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         return None
-    info = torch.iinfo(_STORAGE_DTYPE.get(dtype, dtype))
+    info = torch.iinfo(storage_dtype(dtype))
     return int(info.min), int(info.max)
 
 

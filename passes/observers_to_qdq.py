@@ -10,12 +10,14 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import NotCalibratedError
+from ..errors import CalibrationDataError, NotCalibratedError
 from ..ir import quantized_decomposed as qd
+from ..ir.annotation import ANNOTATION_KEY
 from ..ir.attributes import FreeNames, delete_unused, find_attribute, get_tensor, is_constant, set_tensor
 from ..ir.location import locate
 from ..ir.observers import DerivedObserver, StatisticObserver
-from ..ir.specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range
+from ..ir.snapshot import GROUPS_KEY
+from ..ir.specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from ..ir.stages import Stage
 from ..ir.verifiers import is_observer
 from .base import PassContext
@@ -61,8 +63,13 @@ class ObserversToQdq:
                     new = _quantize_and_dequantize(gm, node, observer, names, channel_qparams)
             node.replace_all_uses_with(new)
             gm.graph.erase_node(node)
+        for node in gm.graph.nodes:
+            # Fulfilled, and about nodes that are no more.
+            node.meta.pop(ANNOTATION_KEY, None)
+            node.meta.pop(GROUPS_KEY, None)
         delete_unused(gm)
-        return bool(calls)
+        # Also without observers: annotations of nodes that only claim them may be gone.
+        return True
 
 
 def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
@@ -77,7 +84,7 @@ def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
             constant = get_tensor(gm, str(source.target))
             if not (isinstance(observer, StatisticObserver) and observer.has_seen(constant)):
                 fresh[id(observer)] = copy.deepcopy(observer)
-                fresh[id(observer)](constant)
+                _observe(fresh[id(observer)], constant, source)
     if not fresh:
         return calls
 
@@ -89,6 +96,15 @@ def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
         return fresh.get(id(observer), observer)
 
     return [(node, current(observer)) for node, observer in calls]
+
+
+def _observe(observer: Any, constant: torch.Tensor, source: Node) -> None:
+    try:
+        observer(constant)
+    except CalibrationDataError as error:
+        error.where = (*error.where, *locate(source))
+        error.hint = "the constants of the model must be finite: check the checkpoint"
+        raise
 
 
 def _observed_tensor(gm: GraphModule, node: Node) -> Node:
@@ -104,7 +120,9 @@ def _check_calibrated(calls: list[_Call]) -> None:
     unseen: list[Node] = []
     for node, observer in calls:
         if id(observer) not in has_data:
-            has_data[id(observer)] = getattr(observer, "has_data", True)
+            # A dynamic range is found when the model runs: there is nothing to calibrate.
+            dynamic = getattr(observer, "is_dynamic", False)
+            has_data[id(observer)] = dynamic or getattr(observer, "has_data", True)
             if not has_data[id(observer)]:
                 unseen.append(node)
     if unseen:
@@ -130,11 +148,12 @@ def _quantize_and_dequantize(
     source = node.args[0]
     assert isinstance(source, Node)
     quant_min, quant_max = _range(observer)
+    dtype = storage_dtype(observer.dtype)
     if getattr(observer, "is_dynamic", False):
         symmetric = observer.qscheme == torch.per_tensor_symmetric
         choose = qd.CHOOSE_QPARAMS_SYMMETRIC if symmetric else qd.CHOOSE_QPARAMS
         eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
-        chosen = graph.call_function(choose, (source, quant_min, quant_max, eps, observer.dtype))
+        chosen = graph.call_function(choose, (source, quant_min, quant_max, eps, dtype))
         qparams = tuple(graph.call_function(operator.getitem, (chosen, i)) for i in (0, 1))
         pair = (qd.QUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_TENSOR_DYNAMIC)
     elif observer.qscheme in PER_CHANNEL_QSCHEMES:
@@ -148,7 +167,7 @@ def _quantize_and_dequantize(
         qparams = (float(scale), int(zero_point))
         pair = (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR)
     quantize, dequantize = pair
-    arguments = (*qparams, quant_min, quant_max, observer.dtype)
+    arguments = (*qparams, quant_min, quant_max, dtype)
     out_dtype = _float_dtype(node)
     # Left out for float32: what compilers' patterns for the interchange form expect.
     named: dict[str, Any] = {} if out_dtype is torch.float32 else {"out_dtype": out_dtype}

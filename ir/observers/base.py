@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..specs import storage_dtype
 from .partial import ObserverConstructor
-from .qparams import storage_dtype
 
 __all__ = ["ObserverBase", "ObserverOrFakeQuantize"]
 

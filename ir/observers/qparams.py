@@ -7,18 +7,12 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError, UnsupportedError
-from ..specs import SYMMETRIC_QSCHEMES, dtype_range
+from ..specs import SYMMETRIC_QSCHEMES, dtype_range, storage_dtype
 
-__all__ = ["IntegerRange", "qparams_of_range", "storage_dtype"]
+__all__ = ["IntegerRange", "qparams_of_range"]
 
-_LEGACY_DTYPES = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
 _INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
 _UNSIGNED_DTYPES = (torch.uint8, torch.uint16)
-
-
-def storage_dtype(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or the plain integer dtype that a legacy quantized ``dtype`` is stored in."""
-    return _LEGACY_DTYPES.get(dtype, dtype)
 
 
 @attrs.frozen

@@ -46,9 +46,9 @@ def tensor_problems(
 ) -> Iterator[Problem]:
     """What is wrong between the groups' specs and the tensors that ``node.meta["val"]`` shows.
 
-    That is: a tensor that is not floating-point; tensors of several dtypes in one group; a tensor without the
-    channel axis of its spec; channel axes of several sizes in one group. Symbolic sizes are not compared: a
-    comparison would specialize the graph.
+    That is: a node of several outputs; a tensor that is not floating-point; tensors of several dtypes in one
+    group; a tensor without the channel axis of its spec; channel axes of several sizes in one group. Symbolic
+    sizes are not compared: a comparison would specialize the graph.
 
     Args:
         groups: the groups.
@@ -61,6 +61,7 @@ def tensor_problems(
         # A "quantization" to float32 is how presets say that a tensor stays as it is (a bias, for one).
         if group.spec.dtype is torch.float32:
             continue
+        yield from _several_outputs(group, context)
         tensors = _tensors(group)
         yield from _not_floating(group, tensors, context)
         floating = {point: tensor for point, tensor in tensors.items() if tensor.is_floating_point()}
@@ -89,6 +90,17 @@ def _tensors(group: SharingGroup) -> _Tensors:
         first.setdefault(tensor_of(point), point)
     values: Iterator[tuple[EdgeOrNode, Any]] = ((p, node.meta.get("val")) for node, p in first.items())
     return {point: value for point, value in values if isinstance(value, torch.Tensor)}
+
+
+def _several_outputs(group: SharingGroup, context: _Context) -> Iterator[Problem]:
+    for point in group.points:
+        if isinstance(tensor_of(point).meta.get("val"), (tuple, list)):
+            yield Problem(
+                f"{describe_point(point)} is annotated, but %{tensor_of(point).name} has several outputs",
+                places([owner_of(point)]),
+                "annotate the getitem nodes that take the outputs apart",
+                context.positions[point],
+            )
 
 
 def _classes(tensors: _Tensors, label: Callable[[torch.Tensor], _Label]) -> dict[_Label, list[EdgeOrNode]]:

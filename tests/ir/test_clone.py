@@ -121,7 +121,8 @@ def test_what_users_keep_on_the_module_comes_along() -> None:
     gm.eval_notes = {"accuracy": 0.9}
     gm.meta["mine"] = "yes"
     new = clone(gm)
-    assert new.eval_notes is gm.eval_notes
+    assert new.eval_notes == gm.eval_notes
+    assert new.eval_notes is not gm.eval_notes
     assert new.meta == gm.meta
     assert new.training is gm.training
     assert new.range_constraints is gm.range_constraints

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowbit.errors import SpecError, UnsupportedError
 from lowbit.ir.observers import MinMaxObserver, PerChannelMinMaxObserver
-from lowbit.ir.observers.qparams import IntegerRange, qparams_of_range, storage_dtype
-from lowbit.ir.specs import SYMMETRIC_QSCHEMES
+from lowbit.ir.observers.qparams import IntegerRange, qparams_of_range
+from lowbit.ir.specs import SYMMETRIC_QSCHEMES, storage_dtype
 
 EPS = torch.finfo(torch.float32).eps
 DTYPES = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32]

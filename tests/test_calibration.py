@@ -1,0 +1,309 @@
+"""``calibrate``: which data it takes, which it refuses, and that a refusal leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lowbit import (
+    HistogramObserver,
+    X86InductorQuantizer,
+    calibrate,
+    convert_pt2e,
+    get_default_x86_inductor_quantization_config,
+    prepare_pt2e,
+)
+from lowbit.errors import CalibrationDataError, GraphInputError, LowbitError, StageError
+from lowbit.ir.verifiers import is_observer
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.second = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x)).log()
+        return self.second(hidden)
+
+
+class Pair(nn.Module):
+    """Two inputs, of different shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 8), nn.Linear(3, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.left(x) + self.right(y)
+
+
+class Nested(Pair):
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        return super().forward(*both)
+
+
+def prepare(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, **options: Any
+) -> GraphModule:
+    exported = torch.export.export(model.eval(), args, kwargs, **options).module()
+    assert isinstance(exported, GraphModule)
+    preset = get_default_x86_inductor_quantization_config()
+    return prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+
+
+def statistics(model: GraphModule) -> dict[str, Tensor]:
+    """All that the observers know."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in model.named_modules()
+        if is_observer(module)
+        for key, value in module.state_dict().items()
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def refused(model: GraphModule, data: Any, **options: Any) -> LowbitError:
+    """The error that ``data`` gets, after which the observers are as they were."""
+    before = statistics(model)
+    with pytest.raises(CalibrationDataError) as caught:
+        calibrate(model, data, progress=False, **options)
+    assert same(statistics(model), before)
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.fixture
+def pair() -> GraphModule:
+    torch.manual_seed(0)
+    return prepare(Pair(), (torch.randn(2, 4), torch.randn(2, 3)))
+
+
+X, Y = torch.arange(8.0).reshape(2, 4), torch.arange(6.0).reshape(2, 3)
+
+
+def reference() -> dict[str, Tensor]:
+    """The statistics of one batch of X and Y, by calling the model as the tutorials do."""
+    torch.manual_seed(0)
+    model = prepare(Pair(), (torch.randn(2, 4), torch.randn(2, 3)))
+    with torch.no_grad():
+        model(X, Y)
+    return statistics(model)
+
+
+# What it takes.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [(X, Y)],
+        [[X, Y]],
+        iter([(X, Y)]),
+        [(X, Y, torch.zeros(2))],
+        DataLoader(TensorDataset(X, Y), batch_size=2),
+        DataLoader(TensorDataset(X, Y, torch.zeros(2)), batch_size=2),
+    ],
+    ids=["tuples", "lists", "iterator", "labels", "loader", "loader with labels"],
+)
+@pytest.mark.parametrize("progress", [False, True])
+def test_batches(pair: GraphModule, data: Any, progress: bool) -> None:
+    if isinstance(data, Iterator):
+        data = iter([(X, Y)])  # parametrized values are shared by the tests, and an iterator is used up
+    assert calibrate(pair, data, progress=progress) is pair
+    assert same(statistics(pair), reference())
+
+
+def test_a_model_of_one_input_takes_tensors() -> None:
+    model = prepare(nn.Linear(4, 2), (X,))
+    calibrate(model, [X, 2 * X], progress=False)
+    other = prepare(nn.Linear(4, 2), (X,))
+    calibrate(other, [(X, "label"), (2 * X, "label")], progress=False)
+    observed = [s["activation_post_process.max_val"] for s in map(statistics, (model, other))]
+    assert observed[0] == observed[1] == 14
+
+
+def test_an_input_that_is_a_tuple_stands_alone_in_its_batch() -> None:
+    torch.manual_seed(0)
+    model = prepare(Nested(), ((torch.randn(2, 4), torch.randn(2, 3)),))
+    calibrate(model, [((X, Y),)], progress=False)
+    name = "activation_post_process.max_val"
+    assert statistics(model)[name] == reference()[name]
+
+
+@pytest.mark.parametrize("order", ["xy", "yx"])
+def test_keyword_arguments_in_any_order(order: str) -> None:
+    torch.manual_seed(0)
+    model = prepare(Pair(), (), {"x": torch.randn(2, 4), "y": torch.randn(2, 3)})
+    values = {"x": X, "y": Y}
+    calibrate(model, [{name: values[name] for name in order}], progress=False)
+    assert same(statistics(model), reference())
+
+
+def test_steps(pair: GraphModule) -> None:
+    taken: list[int] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for scale in (1, 2, 3):
+            taken.append(scale)
+            yield scale * X, scale * Y
+
+    source = batches()
+    calibrate(pair, source, steps=2)
+    assert taken == [1, 2], "a batch beyond the last step was taken from the source"
+    assert statistics(pair)["activation_post_process.max_val"] == 14
+    calibrate(pair, source)
+    assert statistics(pair)["activation_post_process.max_val"] == 21
+
+
+def test_sources_without_a_length(pair: GraphModule) -> None:
+    class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(zip(X, Y, strict=True))
+
+    # A loader of these has __len__, which raises.
+    calibrate(pair, DataLoader(Stream(), batch_size=2), progress=True)
+    assert same(statistics(pair), reference())
+
+
+def test_calibrating_goes_on_where_it_was(pair: GraphModule) -> None:
+    for _ in range(2):
+        calibrate(pair, [(X, Y)], progress=False)
+    histogram = pair.get_submodule("activation_post_process")
+    assert isinstance(histogram, HistogramObserver)
+    assert histogram.histogram.sum() == 2 * X.numel()
+
+
+def test_gradients_are_off(pair: GraphModule) -> None:
+    modes: list[bool] = []
+    observer = pair.get_submodule("activation_post_process")
+    observer.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    assert torch.is_grad_enabled()
+    calibrate(pair, [(X, Y)], progress=False)
+    assert modes == [False]
+    assert torch.is_grad_enabled()
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers(pair: GraphModule, value: float) -> None:
+    calibrate(pair, [(X, Y)], progress=False)
+    bad = Y.clone()
+    bad[1, 2] = value
+    error = refused(pair, [(2 * X, 2 * Y), (X, bad)])
+    assert "batch 1" in error.where
+    assert any("%y" in place for place in error.where)
+    # Nothing of either batch is left, nor of the weights' being looked at.
+    converted = convert_pt2e(pair)
+    expected = prepare(Pair(), (X, Y))
+    expected.load_state_dict(pair.state_dict())
+    assert torch.equal(converted(X, Y), convert_pt2e(expected)(X, Y))
+
+
+def test_values_that_become_no_numbers_name_the_operator_and_its_line() -> None:
+    torch.manual_seed(0)
+    model = prepare(Net(), (X,))
+    error = refused(model, [X - 100])  # ReLU gives zeros, and their logarithm is -inf
+    text = str(error)
+    assert "batch 0" in error.where
+    assert "%log" in text
+    assert "test_calibration.py" in text
+    assert "hidden = F.relu(self.first(x)).log()" in text
+
+
+@pytest.mark.parametrize("order", ["xy", "yx"])
+def test_the_place_is_found_with_keyword_arguments_too(order: str) -> None:
+    model = prepare(Pair(), (), {"x": X, "y": Y})
+    values = {"x": X, "y": Y * float("nan")}
+    error = refused(model, [{name: values[name] for name in order}])
+    assert any("%y" in place for place in error.where)
+
+
+def test_a_failed_run_may_be_the_first() -> None:
+    torch.manual_seed(0)
+    model = prepare(Pair(), (X, Y))
+    refused(model, [(X, Y), (X, Y * float("nan"))])
+    calibrate(model, [(X, Y)], progress=False)
+    again = prepare(Pair(), (X, Y))
+    again.load_state_dict(model.state_dict())
+    # Weights are observed once: that the failed run saw them must not count.
+    assert same(statistics(model), reference())
+    convert_pt2e(model)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((X,), "takes 2 inputs"),
+        (X, "does not run on batch 0"),
+        ((Y, X), "does not run on batch 0"),
+        ((X.double(), Y), "does not run on batch 0"),
+        ((X[:, :2], Y), "does not run on batch 0"),
+        (("x", "y"), "an observer was handed a str"),
+        ({"x": X, "y": Y}, "does not run on batch 0"),
+        ({"x": X, "z": Y}, "does not run on batch 0"),
+        ("xy", "is a str"),
+        (3, "is a int"),
+        (None, "is a NoneType"),
+        ((), "takes 2 inputs"),
+    ],
+)
+def test_batches_that_do_not_fit(pair: GraphModule, batch: Any, words: str) -> None:
+    error = refused(pair, [(X, Y), batch])
+    assert words.replace("batch 0", "batch 1") in error.found
+
+
+@pytest.mark.parametrize("data", [[], iter(()), (), DataLoader(TensorDataset(X[:0]), batch_size=2)])
+def test_no_data(pair: GraphModule, data: Any) -> None:
+    assert "no batch" in refused(pair, data).found
+
+
+def test_no_steps(pair: GraphModule) -> None:
+    assert "no batch" in refused(pair, [(X, Y)], steps=0).found
+
+
+def test_a_source_that_fails_half_way(pair: GraphModule) -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield X, Y
+        raise OSError("the disk is gone")
+
+    before = statistics(pair)
+    with pytest.raises(OSError, match="the disk is gone"):
+        calibrate(pair, batches(), progress=False)
+    assert same(statistics(pair), before)
+
+
+def test_an_interrupt(pair: GraphModule) -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield X, Y
+        raise KeyboardInterrupt
+
+    before = statistics(pair)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(pair, batches(), progress=False)
+    assert same(statistics(pair), before)
+
+
+@pytest.mark.parametrize("model", [Pair(), None, "prepared"])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(GraphInputError, match="not a prepared model"):
+        calibrate(model, [(X, Y)])
+
+
+@pytest.mark.parametrize("verb", [lambda p: torch.export.export(Pair(), (X, Y)).module(), convert_pt2e])
+def test_models_without_observers(pair: GraphModule, verb: Callable[[GraphModule], GraphModule]) -> None:
+    calibrate(pair, [(X, Y)], progress=False)
+    with pytest.raises(StageError, match="no observers"):
+        calibrate(verb(pair), [(X, Y)])
