@@ -26,6 +26,7 @@ from torch._inductor.pattern_matcher import Match as InductorMatch
 from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
+from ..ir.aliasing import is_write
 from .operator_pattern import (
     KernelCall,
     Occurrence,
@@ -36,7 +37,7 @@ from .operator_pattern import (
     Sharing,
 )
 
-__all__ = ["Lowered", "Refused", "inductor_patterns"]
+__all__ = ["Lowered", "Refused", "replace_with_kernels"]
 
 Lowered = Callable[[OperatorPattern, KernelCall, Node], None]
 """Called for each replacement: the pattern, the place, the new node."""
@@ -48,13 +49,28 @@ _OUTPUT = "output"
 _COMMUTATIVE = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
 
 
-def inductor_patterns(
-    patterns: tuple[OperatorPattern, ...], lowered: Lowered, refused: Refused
-) -> PatternMatcherPass:
-    """A matcher pass that replaces every occurrence of ``patterns`` in a Q/DQ graph by its kernel.
+def replace_with_kernels(
+    gm: GraphModule, patterns: tuple[OperatorPattern, ...], lowered: Lowered, refused: Refused
+) -> None:
+    """Replace every occurrence of ``patterns`` in the Q/DQ graph ``gm`` by its kernel.
 
     Larger patterns are tried first, and with the quantize behind them before without it.
     """
+    written_later: list[tuple[Node, Any]] = []
+    _matcher_pass(patterns, lowered, refused, written_later).apply(gm)
+    for node, target in written_later:
+        node.target = target
+    for node in gm.graph.nodes:
+        # Inductor's own note, which it would take for current the next time.
+        node.meta.pop("mutation_region_id", None)
+
+
+def _matcher_pass(
+    patterns: tuple[OperatorPattern, ...],
+    lowered: Lowered,
+    refused: Refused,
+    written_later: list[tuple[Node, Any]],
+) -> PatternMatcherPass:
     matcher_pass = PatternMatcherPass(pass_name="lowbit_emit")
     ordered = sorted(patterns, key=lambda p: -p.size)
     for with_quantize in (True, False):
@@ -62,19 +78,30 @@ def inductor_patterns(
             if pattern.kernel is None or (pattern.sharing is Sharing.SAME_AS_INPUT and not with_quantize):
                 continue
             for expression in _expressions(pattern, with_quantize):
-                _register(matcher_pass, pattern, expression, with_quantize, lowered=lowered, refused=refused)
+                accepts, replace = _rule(pattern, with_quantize, lowered, refused, written_later)
+                register = register_graph_pattern(expression, extra_check=accepts, pass_dict=matcher_pass)  # pyright: ignore[reportArgumentType]  (the alias of pass_dict is not exported)
+                register(replace)
     return matcher_pass
 
 
-def _register(
-    matcher_pass: PatternMatcherPass,
+def _written_later(*arguments: object) -> None:
+    """Stands for an operator that writes into memory while patterns are being replaced.
+
+    Inductor numbers the regions between such operators, which it does not match across, and numbers the whole
+    graph anew for each that is made: quadratic work on a residual network. Kernels that accumulate in place
+    see to it themselves that nothing reads what they overwrite.
+    """
+    raise AssertionError
+
+
+def _rule(
     pattern: OperatorPattern,
-    expression: CallFunction,
     with_quantize: bool,
-    *,
     lowered: Lowered,
     refused: Refused,
-) -> None:
+    written_later: list[tuple[Node, Any]],
+) -> tuple[Callable[[InductorMatch], bool], Callable[..., None]]:
+    """What accepts a match of ``pattern``, and what replaces it."""
     assert pattern.kernel is not None
     kernel = pattern.kernel
 
@@ -87,14 +114,21 @@ def _register(
 
     def replace(match: InductorMatch, *args: Any, **kwargs: Any) -> None:
         call = _kernel_call(pattern, match, with_quantize)
+        before = call.output.prev
         with call.graph.inserting_before(call.output):
             new = kernel.emit(call)
+        node = before.next
+        while node is not call.output:
+            if is_write(node):
+                written_later.append((node, node.target))
+                node.target = _written_later
+            node = node.next
         new.meta = {**call.output.meta, **new.meta}
         call.output.replace_all_uses_with(new)
         lowered(pattern, call, new)
         match.erase_nodes()
 
-    register_graph_pattern(expression, extra_check=accepts, pass_dict=matcher_pass)(replace)  # pyright: ignore[reportArgumentType]  (the alias of pass_dict is not exported)
+    return accepts, replace
 
 
 def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: bool) -> KernelCall:

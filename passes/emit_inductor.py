@@ -16,7 +16,7 @@ from ..ir.schema import complete_arguments
 from ..ir.snapshot import KERNEL_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
-from ..matchers.inductor import inductor_patterns
+from ..matchers.inductor import replace_with_kernels
 from ..matchers.operator_pattern import KernelCall, OperatorPattern
 from .base import PassContext
 from .registry import register_pass
@@ -69,7 +69,7 @@ class EmitInductor:
             complete_arguments(node)
         _sink_dequantizes(gm.graph)
         operators = [node for node in gm.graph.nodes if _is_float_operator(node)]
-        inductor_patterns(context.patterns, lowered, refused).apply(gm)
+        replace_with_kernels(gm, context.patterns, lowered, refused)
         left = set(gm.graph.nodes)
         _explain([node for node in operators if node in left], context)
         if replaced:
@@ -81,8 +81,8 @@ class EmitInductor:
 def _sink_dequantizes(graph: Graph) -> None:
     """Move each dequantize to just before its user.
 
-    Inductor does not match across an operator that writes into memory, and kernels that accumulate in place
-    do; the nodes of a pattern must stand together.
+    Inductor does not match across an operator that writes into memory (a cache, a counter); the nodes of a
+    pattern must stand together.
     """
     for node in reversed(list(graph.nodes)):
         if is_dequantize(node) and len(node.users) == 1:

@@ -118,14 +118,46 @@ def test_changing_the_graph_of_the_clone_leaves_the_original_alone() -> None:
 
 def test_what_users_keep_on_the_module_comes_along() -> None:
     gm = export()
-    gm.eval_notes = {"accuracy": 0.9}
+    gm.notes, gm.rows, gm.owner = {"accuracy": 0.9}, [1, 2], object()
     gm.meta["mine"] = "yes"
     new = clone(gm)
-    assert new.eval_notes == gm.eval_notes
-    assert new.eval_notes is not gm.eval_notes
+    assert (new.notes, new.rows) == ({"accuracy": 0.9}, [1, 2])
+    assert new.owner is gm.owner
     assert new.meta == gm.meta
     assert new.training is gm.training
-    assert new.range_constraints is gm.range_constraints
+    assert new.range_constraints == gm.range_constraints
+    # What is gathered on one is not gathered on the other.
+    new.notes["more"] = 1
+    new.rows.append(3)
+    assert (gm.notes, gm.rows) == ({"accuracy": 0.9}, [1, 2])
+
+
+def test_code_made_for_the_original_is_not_the_clones() -> None:
+    gm = export()
+    gm.forward = lambda *args, **kwargs: "replaced"
+    gm._compiled_call_impl = gm.forward
+    assert list(clone(gm)(torch.ones(1, 2, 2, 2), scale={"by": torch.ones(())})) == ["y", "count"]
+
+
+def test_tensors_that_the_graph_writes_into_are_the_clones_own() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+            self.register_buffer("step", torch.ones(()), persistent=False)
+
+        def forward(self, x):
+            self.count.add_(self.step)
+            return x * self.count
+
+    gm = torch.export.export(Counting(), (torch.ones(1),)).module()
+    new = clone(gm)
+    assert new.step is gm.step
+    assert [new(torch.ones(1)).item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert gm.count.item() == 0.0
+    assert gm(torch.ones(1)).item() == 1.0
+    assert new.count.item() == 3.0
+    assert list(new.state_dict()) == list(gm.state_dict()) == ["count"]
 
 
 def test_forward_hooks_are_kept() -> None:

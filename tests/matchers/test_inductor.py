@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowbit.ir import quantized_decomposed as qd
-from lowbit.matchers.inductor import inductor_patterns
+from lowbit.matchers.inductor import replace_with_kernels
 from lowbit.matchers.operator_pattern import (
     KernelCall,
     Occurrence,
@@ -81,11 +81,12 @@ class Lowering:
     refused: list[tuple[str, str]] = attrs.Factory(list)
 
     def apply(self, *patterns: OperatorPattern) -> list[object]:
-        inductor_patterns(
+        replace_with_kernels(
+            self.gm,
             patterns,
             lambda pattern, call, node: self.lowered.append(pattern.name),
             lambda pattern, call, reason: self.refused.append((pattern.name, reason)),
-        ).apply(self.gm)
+        )
         self.gm.graph.eliminate_dead_code()
         self.gm.graph.lint()
         return [n.target for n in self.gm.graph.nodes if n.op == "call_function"]
@@ -302,3 +303,33 @@ def test_patterns_without_kernel_are_left_to_the_compiler() -> None:
     assert aten.max_pool2d.default in lowering.apply(pool_pattern(None), linear_pattern(None))
     assert not lowering.lowered
     assert not lowering.refused
+
+
+@attrs.define
+class Accumulator(Recorder):
+    """A kernel that writes into its operand."""
+
+    def emit(self, call: KernelCall) -> Node:
+        first = next(o for o in call.operands.values() if isinstance(o, QuantizedOperand))
+        return call.graph.call_function(aten.neg_.default, (first.node,))
+
+
+def test_kernels_that_write_do_not_make_the_work_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor numbers the regions between operators that write, over the whole graph.
+    numbered: list[Graph] = []
+    original = pattern_matcher.compute_mutation_region_ids
+    monkeypatch.setattr(
+        pattern_matcher,
+        "compute_mutation_region_ids",
+        lambda graph: (numbered.append(graph), original(graph)),
+    )
+    builder = Builder()
+    value = builder.quantized("x")
+    for _ in range(5):
+        pooled = builder.call(aten.max_pool2d.default, value, [3, 3], [3, 3], [0, 0], [1, 1], False)
+        value = builder.dequantize(builder.quantize(pooled, 0.5, 3))
+    lowering = builder.done(value)
+    targets = lowering.apply(pool_pattern(Accumulator()))
+    assert targets == [*[aten.neg_.default] * 5, qd.DEQUANTIZE_PER_TENSOR]
+    assert len(numbered) == 1
+    assert not any("mutation_region_id" in node.meta for node in lowering.gm.graph.nodes)

@@ -300,13 +300,13 @@ def test_fixed_and_derived_specs_make_their_observers(prepare) -> None:
     gm = prepare(nn.Linear(2, 2), X, {aten.linear.default: linear})
     by_source = {source: gm.get_submodule(target) for source, target in observer_calls(gm)}
     assert isinstance(by_source["bias"], DerivedObserver)
-    assert by_source["bias"].sources == (by_source["input"], by_source["weight"])
+    assert by_source["bias"].sources == (by_source["input_1"], by_source["weight"])
     assert isinstance(by_source["linear"], FixedQParamsObserver)
     # Sources stay those of the model when it is copied.
     copied = copy.deepcopy(gm)
     calls = dict(observer_calls(copied))
     assert copied.get_submodule(calls["bias"]).sources == (
-        copied.get_submodule(calls["input"]),
+        copied.get_submodule(calls["input_1"]),
         copied.get_submodule(calls["weight"]),
     )
 
