@@ -122,7 +122,8 @@ def _check_stage(gm: GraphModule, pass_: Pass) -> None:
 def _run_pass(gm: GraphModule, pass_: Pass, context: PassContext) -> bool:
     try:
         said_changed = pass_.run(gm, context)
-    except LowbitError:
+    except (LowbitError, Warning):
+        # A warning is raised where the user made errors of them, and is to arrive as what it is.
         raise
     except Exception as error:
         raise PassFailedError(

@@ -79,6 +79,8 @@ def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
     """
     fresh: dict[int, Any] = {}
     for node, observer in calls:
+        if isinstance(observer, DerivedObserver):
+            continue  # observes nothing itself
         source = _observed_tensor(gm, node)
         if getattr(observer, "observe_once", False) and is_constant(source):
             constant = get_tensor(gm, str(source.target))

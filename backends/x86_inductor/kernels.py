@@ -14,6 +14,7 @@ from ...ir.specs import dtype_range
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand
 from .accumulator import may_overwrite, memory_of
 from .convolution import conv_arguments, refuses_geometry
+from .post_operators import PostOperator
 from .prepack import QLINEAR_PREPACK, pack_weight
 from .unfrozen_linear import register_lowering
 
@@ -22,8 +23,8 @@ __all__ = ["IntegerOperator", "QConv", "QConvAdd", "QLinear"]
 _onednn = torch.ops.onednn
 _aten = torch.ops.aten
 
-# The post-operator takes no scalars; an empty list would do as well, but torch.export.save cannot write one.
-_NO_SCALARS: Final = [0.0]
+# Nothing behind the kernel. The scalar is not read, but torch.export.save cannot write an empty list.
+_NO_POST_OPERATOR: Final = ("none", [0.0], "")
 
 
 def _refuses_operands(call: KernelCall) -> str | None:
@@ -45,6 +46,10 @@ def _output_arguments(call: KernelCall) -> tuple[float, int, torch.dtype]:
     return (1.0, 0, torch.float32) if output is None else (output.scale, output.zero_point, output.dtype)
 
 
+def _post_arguments(call: KernelCall, post: PostOperator | None) -> tuple[str, list[float], str]:
+    return _NO_POST_OPERATOR if post is None else post.arguments(call)
+
+
 def _clamped(call: KernelCall, result: Node) -> Node:
     """``result`` of a kernel, which fills its dtype, in the range that the graph quantizes to."""
     output = call.quantization
@@ -58,10 +63,10 @@ class QConv:
     """``onednn.qconv_pointwise``: convolution, then a unary post-operator, then requantization.
 
     Args:
-        unary: oneDNN's name of the post-operator, "none" for none.
+        post: the post-operator, None for none.
     """
 
-    unary: str = "none"
+    post: PostOperator | None = None
     name: str = "onednn.qconv_pointwise"
 
     def refuses(self, call: KernelCall) -> str | None:
@@ -73,7 +78,7 @@ class QConv:
         conv = conv_arguments(call)
         arguments = (*conv.head, conv.bias, *conv.geometry, *_output_arguments(call))
         result = call.graph.call_function(
-            _onednn.qconv_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
+            _onednn.qconv_pointwise.default, (*arguments, *_post_arguments(call, self.post))
         )
         return _clamped(call, result)
 
@@ -85,10 +90,10 @@ class QConvAdd:
     The kernel writes its result over the tensor it adds. Where that is still read elsewhere, a copy is made.
 
     Args:
-        unary: oneDNN's name of the post-operator behind the sum, "none" for none.
+        post: the post-operator behind the sum, None for none; the kernel knows relu only.
     """
 
-    unary: str = "none"
+    post: PostOperator | None = None
     name: str = "onednn.qconv2d_pointwise.binary"
 
     def refuses(self, call: KernelCall) -> str | None:
@@ -118,7 +123,7 @@ class QConvAdd:
         arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *_output_arguments(call))
         result = call.graph.call_function(
             _onednn.qconv2d_pointwise.binary,
-            (*arguments, other.scale, other.zero_point, "sum", 1.0, self.unary, _NO_SCALARS, ""),
+            (*arguments, other.scale, other.zero_point, "sum", 1.0, *_post_arguments(call, self.post)),
         )
         return _clamped(call, result)
 
@@ -128,10 +133,10 @@ class QLinear:
     """``onednn.qlinear_pointwise``: linear, then a unary post-operator, then requantization.
 
     Args:
-        unary: oneDNN's name of the post-operator, "none" for none.
+        post: the post-operator, None for none.
     """
 
-    unary: str = "none"
+    post: PostOperator | None = None
     name: str = "onednn.qlinear_pointwise"
 
     def refuses(self, call: KernelCall) -> str | None:
@@ -150,7 +155,7 @@ class QLinear:
         bias: Any = call.operands["bias"]
         arguments = (*head, bias, *_output_arguments(call))
         result = call.graph.call_function(
-            _onednn.qlinear_pointwise.default, (*arguments, self.unary, _NO_SCALARS, "")
+            _onednn.qlinear_pointwise.default, (*arguments, *_post_arguments(call, self.post))
         )
         return _clamped(call, _in_full_shape(call, linear, x.node, result))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...matchers.operator_pattern import OperatorPattern, Role, Sharing
+from ...matchers.operator_pattern import Kernel, OperatorPattern, Role, Sharing
 from ..guards import constant_weight, dimensions, float32_activations, same_shape
 from .kernels import IntegerOperator, QConv, QConvAdd, QLinear
+from .post_operators import AFTER_CONVOLUTION, AFTER_LINEAR, PostOperator
 
 __all__ = ["PATTERNS"]
 
@@ -22,24 +24,12 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias)
 
 
-def _conv2d_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.relu(F.conv2d(x, weight, bias))
-
-
 def _conv2d_add(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias) + other
 
 
-def _conv2d_add_relu(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
-    return F.relu(F.conv2d(x, weight, bias) + other)
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
-
-
-def _linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.relu(F.linear(x, weight, bias))
 
 
 def _max_pool2d(x: Tensor) -> Tensor:
@@ -104,26 +94,36 @@ _ADD_ROLES = (*_WEIGHTED, Role.ACTIVATION)
 _ADD_GUARDS = (*_CONV_GUARDS, float32_activations(3), same_shape(3))
 _LINEAR_GUARDS = (constant_weight(1), float32_activations(0), dimensions(1, 2))
 
+
+def _family(
+    pattern: OperatorPattern,
+    kernel: Callable[[PostOperator | None], Kernel],
+    post_operators: Iterable[PostOperator],
+) -> tuple[OperatorPattern, ...]:
+    """``pattern`` with nothing behind it, and with each of the post-operators."""
+    return (
+        attrs.evolve(pattern, kernel=kernel(None)),
+        *(
+            attrs.evolve(
+                pattern,
+                name=f"{pattern.name}-{post.name}",
+                function=post.after(pattern.function),
+                kernel=kernel(post),
+            )
+            for post in post_operators
+        ),
+    )
+
+
+_CONV2D = OperatorPattern("conv2d", _conv2d, _conv2d_inputs, _WEIGHTED, guards=_CONV_GUARDS)
+_CONV2D_ADD = OperatorPattern("conv2d-add", _conv2d_add, _conv2d_add_inputs, _ADD_ROLES, guards=_ADD_GUARDS)
+_LINEAR = OperatorPattern("linear", _linear, _linear_inputs, _WEIGHTED, guards=_LINEAR_GUARDS)
+_RELU = tuple(post for post in AFTER_CONVOLUTION if post.name == "relu")
+
 PATTERNS: tuple[OperatorPattern, ...] = (
-    OperatorPattern("conv2d", _conv2d, _conv2d_inputs, _WEIGHTED, QConv(), guards=_CONV_GUARDS),
-    OperatorPattern(
-        "conv2d-relu", _conv2d_relu, _conv2d_inputs, _WEIGHTED, QConv("relu"), guards=_CONV_GUARDS
-    ),
-    OperatorPattern(
-        "conv2d-add", _conv2d_add, _conv2d_add_inputs, _ADD_ROLES, QConvAdd(), guards=_ADD_GUARDS
-    ),
-    OperatorPattern(
-        "conv2d-add-relu",
-        _conv2d_add_relu,
-        _conv2d_add_inputs,
-        _ADD_ROLES,
-        QConvAdd("relu"),
-        guards=_ADD_GUARDS,
-    ),
-    OperatorPattern("linear", _linear, _linear_inputs, _WEIGHTED, QLinear(), guards=_LINEAR_GUARDS),
-    OperatorPattern(
-        "linear-relu", _linear_relu, _linear_inputs, _WEIGHTED, QLinear("relu"), guards=_LINEAR_GUARDS
-    ),
+    *_family(_CONV2D, QConv, AFTER_CONVOLUTION),
+    *_family(_CONV2D_ADD, QConvAdd, _RELU),
+    *_family(_LINEAR, QLinear, AFTER_LINEAR),
     _follower("max_pool2d", _max_pool2d, _image, IntegerOperator(widen=True)),
     # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop
     # that reads and writes 8-bit values.

@@ -184,6 +184,13 @@ def test_a_model_of_which_nothing_is_quantized_is_worth_a_warning(
     assert get_stage(annotated) is Stage.ANNOTATED
 
 
+def test_the_warning_arrives_as_itself_where_warnings_are_errors(gm: GraphModule, quantizer) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NothingQuantizedWarning):
+            annotate(gm, quantizer(lambda node: None))
+
+
 def test_one_quantized_tensor_is_worth_none(gm: GraphModule) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

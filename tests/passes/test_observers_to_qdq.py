@@ -50,7 +50,7 @@ class Unary(nn.Module):
 
 @pytest.fixture
 def prepare(export, quantizer):
-    """``prepare(model, inputs, {target: function of its node that returns an annotation})``, not calibrated."""
+    """``prepare(model, inputs, {target: function of its node that returns an annotation})``; sees no data."""
 
     def prepare(model, inputs, annotations) -> GraphModule:
         def annotate_node(node: Node) -> None:
@@ -155,6 +155,9 @@ def test_the_range_of_an_observer_that_names_none_is_its_dtypes(prepare) -> None
 
         dtype = torch.qint8
         qscheme = torch.per_tensor_affine
+
+        def __init__(self) -> None:
+            super().__init__()
 
         def forward(self, x):
             return x
@@ -472,7 +475,7 @@ def test_observers_and_not_their_calls_are_counted(prepare) -> None:
         return QuantizationAnnotation({first: UINT8, second: SharedQuantizationSpec((first, node))})
 
     prepared = prepare(Cat(), (X, -X), {aten.cat.default: cat, aten.tanh.default: edges(INT8)})
-    with pytest.raises(NotCalibratedError, match="^2 of 2 observers"):
+    with pytest.raises(NotCalibratedError, match=r"^2 of 2 observers"):
         convert_pt2e(prepared)
     prepared.activation_post_process(X)
     with pytest.raises(NotCalibratedError, match=r"^1 of 2 observers .* \(of %x\)"):

@@ -1,0 +1,99 @@
+"""The unary operators that oneDNN's kernels apply to their result before they write it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...ir.schema import argument
+from ...matchers.operator_pattern import KernelCall
+
+__all__ = ["AFTER_CONVOLUTION", "AFTER_LINEAR", "PostOperator"]
+
+_aten = torch.ops.aten
+
+# Most take no scalars; an empty list would do as well, but torch.export.save cannot write one.
+_NO_SCALARS: Final = (0.0,)
+
+
+def _no_scalars(call: KernelCall) -> tuple[float, ...]:
+    return _NO_SCALARS
+
+
+def _bounds_of_relu6(call: KernelCall) -> tuple[float, ...]:
+    return 0.0, 6.0
+
+
+def _bounds_of_hardtanh(call: KernelCall) -> tuple[float, ...]:
+    clamp = call.node_calling(_aten.hardtanh.default)
+    return _number(argument(clamp, "min_val")), _number(argument(clamp, "max_val"))
+
+
+def _slope(call: KernelCall) -> tuple[float, ...]:
+    return (_number(argument(call.node_calling(_aten.leaky_relu.default), "negative_slope")),)
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@attrs.frozen
+class PostOperator:
+    """One unary operator behind a convolution or linear.
+
+    Args:
+        name: what patterns with it are called after.
+        function: the torch function.
+        attribute: oneDNN's name of it.
+        scalars: its numbers, read from the call that was matched.
+        algorithm: oneDNN's name of the variant.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    attribute: str
+    scalars: Callable[[KernelCall], tuple[float, ...]] = _no_scalars
+    algorithm: str = ""
+
+    def arguments(self, call: KernelCall) -> tuple[str, list[float], str]:
+        """What the kernels take of it: name, scalars, algorithm."""
+        return self.attribute, list(self.scalars(call)), self.algorithm
+
+    def after(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The function that applies this to the result of ``function``, and takes what it takes."""
+
+        @functools.wraps(function)
+        def both(*tensors: Tensor) -> Tensor:
+            return self.function(function(*tensors))
+
+        return both
+
+
+AFTER_CONVOLUTION: Final = (
+    PostOperator("relu", F.relu, "relu"),
+    PostOperator("relu6", F.relu6, "hardtanh", _bounds_of_relu6),
+    PostOperator("hardtanh", F.hardtanh, "hardtanh", _bounds_of_hardtanh),
+    PostOperator("hardswish", F.hardswish, "hardswish"),
+    PostOperator("silu", F.silu, "swish"),
+)
+"""What the convolution takes."""
+
+AFTER_LINEAR: Final = (
+    *AFTER_CONVOLUTION,
+    PostOperator("leaky_relu", F.leaky_relu, "leaky_relu", _slope),
+    PostOperator("gelu", F.gelu, "gelu", algorithm="none"),
+    PostOperator("gelu-tanh", _gelu_tanh, "gelu", algorithm="tanh"),
+    PostOperator("tanh", torch.tanh, "tanh"),
+)
+"""What the linear takes."""
