@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench venv bench-env clean
+.PHONY: help demo test nightly lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: .venv/.installed ## train a small ResNet, quantize it by passes, show what
 
 test: .venv/.installed ## run the tests
 	.venv/bin/pytest
+
+nightly: .venv/.installed ## run the tests with other examples in the property tests every time
+	HYPOTHESIS_PROFILE=nightly .venv/bin/pytest
 
 lint: .venv/.lint ## check style and types
 	.venv/bin/ruff check
