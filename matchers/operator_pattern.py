@@ -131,6 +131,12 @@ class KernelCall:
         """The graph that the kernel's nodes go into."""
         return self.gm.graph
 
+    def quantized(self, name: str) -> QuantizedOperand:
+        """The operand ``name``, which is an activation or a weight."""
+        operand = self.operands[name]
+        assert isinstance(operand, QuantizedOperand)
+        return operand
+
     def node_calling(self, *targets: Any) -> Node:
         """The float operator of the match that calls one of ``targets``."""
         return next(node for node in self.nodes if node.target in targets)

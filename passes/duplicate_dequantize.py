@@ -7,6 +7,7 @@ from typing import ClassVar
 import attrs
 from torch.fx import GraphModule, Node
 
+from ..ir.inputs import replace_inputs
 from ..ir.quantized_decomposed import is_dequantize
 from ..ir.stages import Stage
 from .base import PassContext
@@ -30,17 +31,13 @@ class DuplicateDequantize:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Duplicate in place."""
-        changed = False
+        own: dict[Node, dict[Node, Node]] = {}
         for node in list(gm.graph.nodes):
-            if is_dequantize(node) and len(node.users) > 1:
+            if is_dequantize(node):
                 for user in list(node.users)[1:]:
-                    _give_own_copy(gm, node, user)
-                changed = True
-        return changed
-
-
-def _give_own_copy(gm: GraphModule, node: Node, user: Node) -> None:
-    # Beside the original rather than before the user: the copy then stands before the user by construction.
-    with gm.graph.inserting_after(node):
-        own = gm.graph.node_copy(node)
-    user.replace_input_with(node, own)
+                    # Beside the original, and so before the user.
+                    with gm.graph.inserting_after(node):
+                        own.setdefault(user, {})[node] = gm.graph.node_copy(node)
+        for user, copies in own.items():
+            replace_inputs(user, copies)
+        return bool(own)

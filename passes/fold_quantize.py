@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import attrs
@@ -9,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
-from ..ir.attributes import FreeNames, constant_value, delete_unused, is_constant, set_tensor
+from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
@@ -35,7 +36,13 @@ class FoldQuantize:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Fold in place."""
         names = FreeNames(gm)
-        folded = [node for node in gm.graph.nodes if _is_foldable(node)]
+        # A tied weight may be quantized as often as it is used, and each look goes through the users.
+        constant = functools.cache(is_constant)
+        folded = [
+            node
+            for node in gm.graph.nodes
+            if qd.is_quantize(node) and all(map(constant, node.all_input_nodes))
+        ]
         for node in folded:
             _fold(gm, node, names)
         if folded:
@@ -44,13 +51,9 @@ class FoldQuantize:
         return bool(folded)
 
 
-def _is_foldable(node: Node) -> bool:
-    return qd.is_quantize(node) and all(is_constant(source) for source in node.all_input_nodes)
-
-
 def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:
     def value(argument: Any) -> Any:
-        return constant_value(gm, argument) if isinstance(argument, Node) else argument
+        return get_tensor(gm, str(argument.target)).detach() if isinstance(argument, Node) else argument
 
     assert callable(node.target)
     with torch.no_grad():

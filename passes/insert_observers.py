@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
 
 from ..errors import UnsupportedError
 from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
 from ..ir.attributes import FreeNames, is_constant
+from ..ir.inputs import replace_inputs
 from ..ir.ledger import Ledger
 from ..ir.location import describe_point, locate
 from ..ir.observers import create_observer
@@ -87,10 +88,14 @@ def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
     """One observer module a group, registered on ``gm``: group index → attribute name."""
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
+    # A tied weight may have as many groups as users, and each look goes through the users.
+    constant = functools.cache(is_constant)
     for group in sharing.creation_order:
         if _needs_observer(group):
             modules[group.index] = observer = _make_observer(group.spec, sharing, modules)
-            if _is_of_one_constant(group) and hasattr(observer, "observe_once"):
+            tensors = dict.fromkeys(tensor_of(point) for point in group.points)
+            is_of_one_constant = len({n.target for n in tensors}) == 1 and all(map(constant, tensors))
+            if is_of_one_constant and hasattr(observer, "observe_once"):
                 observer.observe_once = True  # pyright: ignore[reportArgumentType]  (as nn.Module types it)
     targets: dict[int, str] = {}
     # Registered in graph order, so that names read in the order of the model.
@@ -117,11 +122,6 @@ def _make_observer(
                 )
             sources.append(modules[source.index])
     return create_observer(spec, derived_from=sources)
-
-
-def _is_of_one_constant(group: SharingGroup) -> bool:
-    tensors = dict.fromkeys(tensor_of(point) for point in group.points)
-    return len({node.target for node in tensors}) == 1 and all(map(is_constant, tensors))
 
 
 def _written_memory(graph: Graph) -> frozenset[Node]:
@@ -158,7 +158,7 @@ class _Insertion:
                 if value is not producer:
                     read_as.setdefault(reader, {})[producer] = value
         for reader, values in read_as.items():
-            _replace_inputs(reader, values)
+            replace_inputs(reader, values)
 
     def _observed(self, producer: Node, reader: Node, calls: dict[tuple[Node, str], Node]) -> Node:
         """What ``reader`` is to read in place of ``producer``; ``calls`` are the observers made already."""
@@ -198,12 +198,3 @@ class _Insertion:
 def _is_check(node: Node) -> bool:
     """Whether ``node`` only looks at its inputs, as the guards of exported programs do."""
     return node.op == "call_module" and not node.users
-
-
-def _replace_inputs(reader: Node, values: dict[Node, Node]) -> None:
-    def value(node: Node) -> Node:
-        return values.get(node, node)
-
-    # FX types the results as arguments of any form; they have the form of what is mapped.
-    reader.args = map_arg(reader.args, value)  # pyright: ignore[reportAttributeAccessIssue]
-    reader.kwargs = map_arg(reader.kwargs, value)  # pyright: ignore[reportAttributeAccessIssue]

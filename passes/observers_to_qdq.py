@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from ..errors import CalibrationDataError, NotCalibratedError
 from ..ir import quantized_decomposed as qd
 from ..ir.annotation import ANNOTATION_KEY
 from ..ir.attributes import FreeNames, delete_unused, find_attribute, get_tensor, is_constant, set_tensor
+from ..ir.inputs import replace_inputs
 from ..ir.location import locate
 from ..ir.observers import DerivedObserver, StatisticObserver
 from ..ir.snapshot import GROUPS_KEY
@@ -55,13 +57,17 @@ class ObserversToQdq:
         _check_calibrated(calls)
         names = FreeNames(gm)
         channel_qparams: dict[int, tuple[str, str]] = {}
+        made: dict[Node, Node] = {}
         for node, observer in calls:
+            replace_inputs(node, made)  # what it observes may itself be observed
             with gm.graph.inserting_before(node):
                 if observer.dtype in CAST_DTYPES:
-                    new = _cast_there_and_back(node, observer.dtype)
+                    made[node] = _cast_there_and_back(node, observer.dtype)
                 else:
-                    new = _quantize_and_dequantize(gm, node, observer, names, channel_qparams)
-            node.replace_all_uses_with(new)
+                    made[node] = _quantize_and_dequantize(gm, node, observer, names, channel_qparams)
+        for reader in dict.fromkeys(user for node in made for user in node.users):
+            replace_inputs(reader, made)
+        for node in made:
             gm.graph.erase_node(node)
         for node in gm.graph.nodes:
             # Fulfilled, and about nodes that are no more.
@@ -78,11 +84,13 @@ def _observe_constants(gm: GraphModule, calls: list[_Call]) -> list[_Call]:
     The caller's observers keep what they have: the prepared model stays usable.
     """
     fresh: dict[int, Any] = {}
+    # A tied weight may have as many observers as users, and each look goes through the users.
+    constant_here = functools.cache(is_constant)
     for node, observer in calls:
         if isinstance(observer, DerivedObserver):
             continue  # observes nothing itself
         source = _observed_tensor(gm, node)
-        if getattr(observer, "observe_once", False) and is_constant(source):
+        if getattr(observer, "observe_once", False) and constant_here(source):
             constant = get_tensor(gm, str(source.target))
             if not (isinstance(observer, StatisticObserver) and observer.has_seen(constant)):
                 fresh[id(observer)] = copy.deepcopy(observer)

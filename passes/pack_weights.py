@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Hashable, Iterator
 from typing import Any, ClassVar, Final
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from ..ir.attributes import FreeNames, constant_value, delete_unused, is_constant, set_tensor
+from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
@@ -18,7 +19,7 @@ from .registry import register_pass
 __all__ = ["PACK_KEY", "PackWeights"]
 
 PACK_KEY: Final = "lowbit.pack"
-"""``node.meta`` key set by kernels on the calls that pack a weight."""
+"""``node.meta`` key set by kernels on the calls that pack a weight, their first argument."""
 
 
 @register_pass
@@ -38,9 +39,20 @@ class PackWeights:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Pack in place."""
         names = FreeNames(gm)
-        calls = [node for node in gm.graph.nodes if _is_packing(node)]
+        known_constant = functools.cache(is_constant)
+        calls = [
+            node
+            for node in gm.graph.nodes
+            if node.meta.get(PACK_KEY) and all(map(known_constant, node.all_input_nodes))
+        ]
+        packed: dict[Hashable, Node] = {}
         for node in calls:
-            _pack(gm, node, names)
+            # A layer that is called several times is packed once.
+            key = (node.target, node.args)
+            if key not in packed:
+                packed[key] = _pack(gm, node, names)
+            node.replace_all_uses_with(packed[key])
+            gm.graph.erase_node(node)
         if calls:
             erase_unread(gm.graph)
             delete_unused(gm)
@@ -51,17 +63,15 @@ class PackWeights:
         return bool(calls or frozen)
 
 
-def _is_packing(node: Node) -> bool:
-    return bool(node.meta.get(PACK_KEY)) and all(is_constant(source) for source in node.all_input_nodes)
+def _pack(gm: GraphModule, node: Node, names: FreeNames) -> Node:
+    """Run the packing call ``node``, keep its result and return the node that reads it."""
 
-
-def _pack(gm: GraphModule, node: Node, names: FreeNames) -> None:
     def value(argument: Any) -> Any:
-        return constant_value(gm, argument) if isinstance(argument, Node) else argument
+        return get_tensor(gm, str(argument.target)).detach() if isinstance(argument, Node) else argument
 
     assert callable(node.target)
     with torch.no_grad():
-        packed = node.target(*(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+        packed = node.target(*map(value, node.args))
     weight = node.args[0]
     assert isinstance(weight, Node)
     target = names.fresh(f"{weight.target}_packed")
@@ -70,8 +80,7 @@ def _pack(gm: GraphModule, node: Node, names: FreeNames) -> None:
         constant = gm.graph.get_attr(target)
     # No "val": an opaque tensor has no strides to pretend, and nothing reads it but its kernel.
     constant.meta = {k: v for k, v in node.meta.items() if k not in {PACK_KEY, "val"}}
-    node.replace_all_uses_with(constant)
-    gm.graph.erase_node(node)
+    return constant
 
 
 def _trainable(gm: GraphModule) -> Iterator[tuple[str, torch.nn.Parameter]]:

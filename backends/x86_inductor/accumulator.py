@@ -18,7 +18,8 @@ def may_overwrite(call: KernelCall, node: Node) -> bool:
     if node.op != "call_function" or memory_of(node) is not node:
         return False
     addition = call.node_calling(torch.ops.aten.add.Tensor)
-    for user in node.users:
+    # The last ones first: kernels that were put behind this place already are what mostly says no.
+    for user in reversed(node.users):
         readers = user.users if is_dequantize(user) else {user: None}
         if list(readers) == [addition]:
             continue

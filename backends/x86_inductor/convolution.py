@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ...ir.attributes import get_tensor
 from ...ir.schema import argument
-from ...matchers.operator_pattern import KernelCall, QuantizedOperand
+from ...matchers.operator_pattern import KernelCall
 from .prepack import QCONV_PREPACK, pack_weight
 
 __all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
@@ -29,9 +29,7 @@ class ConvArguments:
 
 def conv_arguments(call: KernelCall) -> ConvArguments:
     """The arguments for the convolution of ``call``, its weight packed by a node of the graph."""
-    x, weight = call.operands["x"], call.operands["weight"]
-    assert isinstance(x, QuantizedOperand)
-    assert isinstance(weight, QuantizedOperand)
+    x, weight = call.quantized("x"), call.quantized("weight")
     conv = call.node_calling(_CONV)
     geometry = (_pair(conv, "stride"), _pair(conv, "padding"), _dilation(call), argument(conv, "groups"))
     packed = pack_weight(call, QCONV_PREPACK, conv, weight.scale, x.scale, x.zero_point, *geometry)
@@ -57,8 +55,7 @@ def refuses_geometry(call: KernelCall) -> str | None:
 
 
 def _dilation(call: KernelCall) -> list[int]:
-    weight = call.operands["weight"]
-    assert isinstance(weight, QuantizedOperand)
+    weight = call.quantized("weight")
     extents = get_tensor(call.gm, str(weight.node.target)).shape[2:]
     given = _pair(call.node_calling(_CONV), "dilation")
     # Of an extent of 1 dilation means nothing, except to oneDNN, which then reads out of bounds.

@@ -29,9 +29,7 @@ _NO_POST_OPERATOR: Final = ("none", [0.0], "")
 
 def _refuses_operands(call: KernelCall) -> str | None:
     """What all oneDNN kernels ask of their input and weight."""
-    x, weight = call.operands["x"], call.operands["weight"]
-    assert isinstance(x, QuantizedOperand)
-    assert isinstance(weight, QuantizedOperand)
+    x, weight = call.quantized("x"), call.quantized("weight")
     if x.dtype is not torch.uint8:
         return "activation-not-uint8"
     if weight.dtype is not torch.int8 or weight.axis != 0:
@@ -98,9 +96,7 @@ class QConvAdd:
 
     def refuses(self, call: KernelCall) -> str | None:
         """None, or why the operands do not fit."""
-        x, other = call.operands["x"], call.operands["other"]
-        assert isinstance(x, QuantizedOperand)
-        assert isinstance(other, QuantizedOperand)
+        x, other = call.quantized("x"), call.quantized("other")
         reason = _refuses_operands(call) or refuses_geometry(call)
         if reason is not None:
             return reason
@@ -113,8 +109,7 @@ class QConvAdd:
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing, the accumulator's layout and the convolution."""
-        other = call.operands["other"]
-        assert isinstance(other, QuantizedOperand)
+        other = call.quantized("other")
         conv = conv_arguments(call)
         # oneDNN accumulates in channels-last only. contiguous() of what is so already is free.
         layout = _aten.contiguous.default if may_overwrite(call, other.node) else _aten.clone.default
@@ -145,9 +140,7 @@ class QLinear:
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
-        x, weight = call.operands["x"], call.operands["weight"]
-        assert isinstance(x, QuantizedOperand)
-        assert isinstance(weight, QuantizedOperand)
+        x, weight = call.quantized("x"), call.quantized("weight")
         register_lowering()
         linear = call.node_calling(_aten.linear.default)
         packed = pack_weight(call, QLINEAR_PREPACK, linear)
@@ -192,10 +185,7 @@ class IntegerOperator:
         """Insert the operator on the integer tensors."""
         (operator,) = call.nodes
         dequantized = [node for node in operator.all_input_nodes if is_dequantize(node)]
-        integers = {
-            node: self._integer(call, operand)
-            for node, operand in zip(dequantized, call.operands.values(), strict=True)
-        }
+        integers = {node: self._integer(call, call.quantized(node.name)) for node in dequantized}
         new = call.graph.node_copy(operator, lambda node: integers.get(node, node))
         # The float result's value would be wrong here.
         new.meta = {}
@@ -204,8 +194,7 @@ class IntegerOperator:
             new = call.graph.call_function(_aten.to.dtype, (new, call.quantization.dtype))
         return new
 
-    def _integer(self, call: KernelCall, operand: object) -> Node:
-        assert isinstance(operand, QuantizedOperand)
+    def _integer(self, call: KernelCall, operand: QuantizedOperand) -> Node:
         if not self.widen:
             return operand.node
         return call.graph.call_function(_aten.to.dtype, (operand.node, torch.int32))

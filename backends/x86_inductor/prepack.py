@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from ...matchers.operator_pattern import KernelCall, QuantizedOperand
+from ...matchers.operator_pattern import KernelCall
 from ...passes.pack_weights import PACK_KEY
 
 __all__ = ["QCONV_PREPACK", "QLINEAR_PREPACK", "pack_weight", "register_fakes"]
@@ -34,8 +34,7 @@ def pack_weight(call: KernelCall, target: Any, operator: Node, *arguments: Any) 
         arguments: what the packing takes between weight and shape.
     """
     register_fakes()
-    weight = call.operands["weight"]
-    assert isinstance(weight, QuantizedOperand)
+    weight = call.quantized("weight")
     packed = call.graph.call_function(target, (weight.node, *arguments, _input_shape(operator)))
     packed.meta = {k: v for k, v in weight.node.meta.items() if k != "val"} | {PACK_KEY: True}
     return packed

@@ -102,6 +102,7 @@ def test_a_node_made_anew_is_another_node() -> None:
     [
         ([("n0", "n4")], ["n0"]),
         ([("n4", "x")], ["n4"]),
+        ([("n4", "")], ["n4"]),
         ([("n0", "n3"), ("n5", "x")], ["n0", "n5"]),
     ],
 )
@@ -110,7 +111,10 @@ def test_of_all_nodes_only_the_moved_ones_are_said_to_have_moved(moves, moved) -
     n = by_name(gm)
     before = take_snapshot(gm)
     for node, behind in moves:
-        n[behind].append(n[node])
+        if behind:
+            n[behind].append(n[node])
+        else:
+            n["x"].prepend(n[node])
     found = diff(before, take_snapshot(gm))
     assert sorted(names(found.moved)) == moved
     assert (found.added, found.removed, found.changed, found.attributes) == ((), (), (), ())

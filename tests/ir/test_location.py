@@ -61,6 +61,22 @@ def test_module_paths_are_dotted_however_the_model_was_exported(gm: GraphModule)
     assert module_path({}) == ""
 
 
+@pytest.mark.parametrize(
+    ("path", "dotted"),
+    [
+        ("", ""),
+        ("layer1.0.conv", "layer1.0.conv"),
+        ("relu@1", "relu"),
+        ("L['self']", ""),
+        ("L['self'].layer1[0].conv", "layer1.0.conv"),
+        ("L['self'].heads['main']", "heads.main"),
+        ("L['self'].layer1[0].relu@2", "layer1.0.relu"),
+    ],
+)
+def test_every_form_of_a_path_is_dotted(path: str, dotted: str) -> None:
+    assert module_path({"nn_module_stack": {"key": (path, "torch.nn.Module")}}) == dotted
+
+
 def test_module_stacks_tell_calls_apart(gm: GraphModule) -> None:
     first, second, *_ = calls(gm, aten.relu.default)
     stack = module_stack(first.meta)

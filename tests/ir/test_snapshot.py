@@ -34,6 +34,7 @@ def make() -> GraphModule:
     root = nn.Module()
     root.weight = nn.Parameter(torch.ones(2))
     root.observer = MinMaxObserver()
+    root.observer.inner = nn.Sequential(nn.BatchNorm1d(1))
     root.branch = GraphModule({"bias": torch.zeros(2)}, branch)
     graph = Graph()
     x = graph.placeholder("x")
@@ -152,6 +153,10 @@ def write_buffer_of_module(gm: GraphModule) -> None:
     gm.observer.min_val.fill_(0.0)
 
 
+def write_far_inside_of_module(gm: GraphModule) -> None:
+    gm.observer.inner[0].running_mean.fill_(1.0)
+
+
 def replace_buffer_of_module(gm: GraphModule) -> None:
     gm.observer.min_val = torch.zeros(())
 
@@ -175,7 +180,16 @@ CHANGES = [
         label_groups,
         label_kernel,
     ),
-    *(move, insert, erase, replace_parameter, write_parameter, replace_module, write_buffer_of_module),
+    *(
+        move,
+        insert,
+        erase,
+        replace_parameter,
+        write_parameter,
+        replace_module,
+        write_buffer_of_module,
+        write_far_inside_of_module,
+    ),
     *(replace_buffer_of_module, change_branch, delete_attribute),
 ]
 
@@ -249,6 +263,7 @@ def test_running_a_graph_does_not_change_it() -> None:
         (write_parameter, ["weight"], ["weight"]),
         (replace_module, ["observer"], []),
         (write_buffer_of_module, ["observer"], ["observer"]),
+        (write_far_inside_of_module, ["observer"], ["observer"]),
         (replace_buffer_of_module, ["observer"], []),
         (change_branch, ["branch"], []),
         (delete_attribute, ["weight"], []),
@@ -335,15 +350,8 @@ def test_equal_graphs_have_equal_digests_and_others_have_not() -> None:
 
 # The digest is of the graph's text, which has the names of attributes and not what they hold.
 _NOT_IN_THE_TEXT = {
-    *(
-        replace_parameter,
-        write_parameter,
-        replace_module,
-        write_buffer_of_module,
-        replace_buffer_of_module,
-        change_branch,
-    ),
-    *(delete_attribute, claim, add_annotated_input),
+    *(replace_parameter, write_parameter, replace_module, write_buffer_of_module, write_far_inside_of_module),
+    *(replace_buffer_of_module, change_branch, delete_attribute, claim, add_annotated_input),
 }
 
 PROGRAM = """

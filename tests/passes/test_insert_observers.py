@@ -9,6 +9,7 @@ import torch
 from lowbit import calibrate, prepare_pt2e
 from lowbit.errors import UnsupportedError
 from lowbit.ir.annotation import QuantizationAnnotation, set_annotation
+from lowbit.ir.attributes import is_constant
 from lowbit.ir.ledger import Ledger
 from lowbit.ir.observers import (
     DerivedObserver,
@@ -357,6 +358,32 @@ def test_a_tied_weight_has_one_observer_that_looks_once(prepare) -> None:
     ((source, target),) = observer_calls(gm)
     assert source in ("first_weight", "second_weight")
     assert gm.get_submodule(target).observe_once
+
+
+def test_the_work_on_a_weight_does_not_grow_with_the_square_of_its_users(prepare, monkeypatch) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, x):
+            for _ in range(6):
+                x = x @ self.weight
+            return x
+
+    looked_at: list[Node] = []
+
+    def counting(node: Node) -> bool:
+        looked_at.append(node)
+        return is_constant(node)
+
+    def alone(node):
+        return QuantizationAnnotation({node.args[1]: INT8}, allow_implicit_sharing=False)
+
+    monkeypatch.setattr("lowbit.passes.insert_observers.is_constant", counting)
+    gm = prepare(Recurrent(), X, {aten.matmul.default: alone})
+    assert len(observer_calls(gm)) == 6
+    assert [node.name for node in looked_at] == ["weight"]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -16,6 +16,7 @@ from lowbit.ir.observers import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    ObserverBase,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
@@ -385,6 +386,34 @@ def test_weights_loaded_after_calibration_count(prepare, observer) -> None:
     # The prepared model's own observers keep what they saw: it can go on.
     for name, value in statistics.items():
         assert torch.equal(prepared.state_dict()[name], value), name
+
+
+class InPlace(ObserverBase):
+    """A user's own: writes what it sees into its buffer."""
+
+    qscheme = torch.per_tensor_symmetric
+
+    def __init__(self, dtype: torch.dtype = torch.int8) -> None:
+        super().__init__(dtype)
+        self.register_buffer("largest", torch.zeros(1))
+
+    def forward(self, x):
+        self.largest.copy_(x.detach().abs().max())
+        return x
+
+    def calculate_qparams(self):
+        return self.largest / 128, torch.zeros(1, dtype=torch.int32)
+
+
+def test_observers_that_write_in_place_keep_what_they_saw_too(prepare) -> None:
+    model = linear([[-1.0, 0.0], [1.0, 0.0]], [0.0, 0.0])
+    spec = QuantizationSpec(torch.int8, InPlace)
+    prepared = prepare(model, (X,), {aten.linear.default: edges(None, spec)})
+    prepared(X)
+    with torch.no_grad():
+        prepared.weight.mul_(256)
+    assert only(to_qdq(prepared), qd.QUANTIZE_PER_TENSOR).args[1] == 2.0
+    assert prepared.activation_post_process.largest.item() == 1.0
 
 
 def test_what_derives_from_a_weight_loaded_later_follows_it(prepare) -> None:

@@ -401,6 +401,21 @@ def test_packing_is_done_ahead_or_at_every_call(run_flow: RunFlow) -> None:
     assert get_stage(packed.lowered) is get_stage(unpacked.lowered) is Stage.LOWERED
 
 
+def test_a_layer_that_is_called_several_times_is_packed_once(run_flow: RunFlow) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(F.relu(self.linear(x)))
+
+    flow = run_flow(Twice(), torch.randn(2, 6))
+    assert flow.targets().count(QLINEAR) == 2
+    assert [n for n in flow.lowered.state_dict() if n.endswith("packed")] == ["linear.weight_int8_packed"]
+    assert flow.difference() < ROUNDING
+
+
 def test_packed_models_ask_for_no_gradients(run_flow: RunFlow) -> None:
     flow = run_flow(Followers(), torch.randn(2, 3, 12, 12))
     assert not [name for name, p in flow.lowered.named_parameters() if p.requires_grad]
