@@ -135,8 +135,9 @@ def lower_pt2e(
         model: a converted model, also one that was saved with ``torch.export.save`` and loaded again. It is
             not changed.
         backend: a backend or its name; None means the one whose quantizer prepared the model.
-        pack_weights: bring weights into the kernels' own layout. Such a model cannot be saved; with False it
-            can, by ``torch.export.export`` and ``torch.export.save``.
+        pack_weights: bring weights into the kernels' own layout. Such a model can be neither saved nor
+            copied; with False it can, by ``torch.export.export`` and ``torch.export.save``. Loaded elsewhere
+            it runs eagerly; to compile there, save the converted model and lower it after loading.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
 
