@@ -5,6 +5,7 @@ from .backends.x86_inductor import X86InductorQuantizer, get_default_x86_inducto
 from .ir.annotation import QuantizationAnnotation
 from .ir.ledger import Decision
 from .ir.observers import (
+    DerivedObserver,
     FixedQParamsObserver,
     HistogramObserver,
     MinMaxObserver,
@@ -26,12 +27,14 @@ from .ir.specs import (
     SharedQuantizationSpec,
 )
 from .ir.stages import Stage, get_stage
+from .matchers.source_partitions import SourcePartition, get_source_partitions
 from .matchers.subgraph import SubgraphMatcherWithNameNodeMap
 from .passes import Pass, PassContext, PassManager, Pipeline, register_pass
 from .quantize_pt2e import calibrate, convert_pt2e, decisions, lower_pt2e, prepare_pt2e
 
 __all__ = [
     "Decision",
+    "DerivedObserver",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "FixedQParamsObserver",
@@ -54,6 +57,7 @@ __all__ = [
     "QuantizationSpecBase",
     "Quantizer",
     "SharedQuantizationSpec",
+    "SourcePartition",
     "Stage",
     "SubgraphMatcherWithNameNodeMap",
     "X86InductorQuantizer",
@@ -63,6 +67,7 @@ __all__ = [
     "decisions",
     "errors",
     "get_default_x86_inductor_quantization_config",
+    "get_source_partitions",
     "get_stage",
     "lower_pt2e",
     "prepare_pt2e",

@@ -361,7 +361,7 @@ def graphs(draw: st.DrawFn) -> GraphModule:
     return GraphModule(nn.Module(), graph)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(graphs())
 def test_a_clone_is_equal_node_by_node_whatever_the_graph(gm: GraphModule) -> None:
     new = clone_graph_module(gm)

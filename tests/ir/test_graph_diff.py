@@ -259,7 +259,7 @@ def order_kept(before: list[Node], after: list[Node], without: set[Node]) -> boo
     return [n for n in before if n in set(kept)] == kept
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_touched_nodes_always_appear_and_others_never(data: st.DataObject) -> None:
     gm = chain(data.draw(st.integers(1, 8), "length"))
@@ -294,7 +294,7 @@ def check_lines(found: GraphDiff) -> None:
     assert signs.count("@") == len(found.attributes)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.permutations(range(9)))
 def test_moves_are_as_few_as_can_be(order: list[int]) -> None:
     gm = chain(9)

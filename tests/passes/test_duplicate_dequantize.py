@@ -112,7 +112,7 @@ def test_all_kinds_of_dequantize_are_duplicated_and_their_parameters_are_not() -
     assert sum(qd.is_quantize(n) for n in result.graph.nodes) == 2
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8))
 def test_any_graph_keeps_its_values_and_has_one_dequantize_per_edge(reads: list[list[int]]) -> None:
     def build(graph: Graph, dq: Node):

@@ -159,7 +159,7 @@ def data(shape: tuple[int, ...], seed: int, exact: bool) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore::lowbit.errors.NothingQuantizedWarning")
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(draw=st.data(), seed=st.integers(0, 2**16), exact=st.booleans())
 def test_the_converted_model_computes_what_the_prepared_one_means(
     model: type[nn.Module], draw: st.DataObject, seed: int, exact: bool
