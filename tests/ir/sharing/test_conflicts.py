@@ -65,7 +65,7 @@ def share_along(nodes: Sequence[Node]) -> None:
         annotate(node, output=SharedQuantizationSpec(anchor))
 
 
-# Named after PEER.md's defects.
+# Named after defects that the peer has.
 
 
 def test_peer_defect_shared_spec_whose_anchor_is_not_annotated() -> None:
