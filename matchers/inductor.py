@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import torch
 from torch._inductor.pattern_matcher import (
     CallFunction,
     Ignored,
@@ -27,6 +26,7 @@ from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
 from ..ir.aliasing import is_write
+from .operands import COMMUTATIVE
 from .operator_pattern import (
     KernelCall,
     Occurrence,
@@ -46,7 +46,6 @@ Refused = Callable[[OperatorPattern, KernelCall, str], None]
 
 _QPARAMS = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
 _OUTPUT = "output"
-_COMMUTATIVE = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
 
 
 def replace_with_kernels(
@@ -193,7 +192,7 @@ def _expressions(pattern: OperatorPattern, with_quantize: bool) -> Iterator[Call
         yield from _same_parameters(pattern)
         return
     output = pattern.captured.graph.output_node().all_input_nodes[0]
-    commutative = [node for node in pattern.captured.graph.nodes if node.target in _COMMUTATIVE]
+    commutative = [node for node in pattern.captured.graph.nodes if node.target in COMMUTATIVE]
     for swaps in itertools.product((False, True), repeat=len(commutative)):
         swapped = {node for node, swap in zip(commutative, swaps, strict=True) if swap}
         expression = _Builder(pattern, swapped).expression(output)

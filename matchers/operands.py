@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from typing import Final
 
 import attrs
+import torch
 from torch._ops import OpOverload  # the class of every ATen operator has no public name
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from ..ir.schema import argument
 
-__all__ = ["Operand", "operands"]
+__all__ = ["COMMUTATIVE", "Operand", "operands"]
+
+COMMUTATIVE: Final = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
+"""The operators whose tensors match in either order."""
 
 
 @attrs.frozen

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import torch
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from .match import Match, Miss, MissReason
-from .operands import Operand, operands
+from .operands import COMMUTATIVE, Operand, operands
 from .pattern import Pattern, is_leaf
 
 __all__ = ["Search"]
 
-_COMMUTATIVE: Final = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
 _OUTPUT: Final = Operand("output", takes_tensor=True)
 _Arguments: TypeAlias = list[tuple[Operand, Argument]]
 
@@ -165,7 +163,7 @@ class Search:
         wanted_operands, found_operands = self._pattern.operands[wanted], operands(found)
         if len(wanted_operands) != len(found_operands):
             return Miss("different-length", found, f"%{found.name} has other arguments than the pattern")
-        if wanted.target in _COMMUTATIVE and _commutes(wanted_operands) and _commutes(found_operands):
+        if wanted.target in COMMUTATIVE and _commutes(wanted_operands) and _commutes(found_operands):
             first, second, *others = found_operands
             swapped = _goals(wanted_operands, [second, first, *others], found, goal.rest)
             self._choices.append(_Choice(swapped, len(self._bound), len(self._body)))
