@@ -8,7 +8,6 @@ Efficient Integer-Arithmetic-Only Inference", 2018, section 3.2).
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from typing import ClassVar, cast
 
@@ -17,6 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.batch_norm import BATCH_NORMS, Norm, NotFoldable, producer_layout, read_norm
 from ..ir.ledger import Ledger
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
@@ -24,33 +24,6 @@ from .base import PassContext
 from .registry import register_pass
 
 __all__ = ["FoldBatchNorm"]
-
-_aten = torch.ops.aten
-
-_BATCH_NORMS: tuple[OpOverload, ...] = (
-    _aten.batch_norm.default,
-    _aten.native_batch_norm.default,
-    _aten.cudnn_batch_norm.default,
-    _aten.miopen_batch_norm.default,
-    _aten._native_batch_norm_legit.default,
-    _aten._native_batch_norm_legit.no_stats,
-    _aten._native_batch_norm_legit_no_training.default,
-    _aten._batch_norm_no_update.default,
-)
-
-_TRANSPOSED: frozenset[OpOverload] = frozenset(
-    {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
-)
-_PRODUCERS: frozenset[OpOverload] = _TRANSPOSED | {
-    _aten.conv1d.default,
-    _aten.conv1d.padding,
-    _aten.conv2d.default,
-    _aten.conv2d.padding,
-    _aten.conv3d.default,
-    _aten.conv3d.padding,
-    _aten.convolution.default,
-    _aten.linear.default,
-}
 
 
 @register_pass
@@ -82,7 +55,7 @@ class FoldBatchNorm:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
-        norms = [n for t in _BATCH_NORMS for n in gm.graph.find_nodes(op="call_function", target=t)]
+        norms = [n for t in BATCH_NORMS for n in gm.graph.find_nodes(op="call_function", target=t)]
         if not norms:
             return False
         folder = _Folder(gm, context.ledger)
@@ -94,26 +67,6 @@ class FoldBatchNorm:
                 gm.graph.erase_node(node)
         delete_unused(gm)
         return True
-
-
-@attrs.define
-class _Declined(Exception):  # noqa: N818  (a verdict, not an error: it never leaves this module)
-    reason: str
-    detail: str
-
-
-@attrs.frozen
-class _Norm:
-    """A BatchNorm: its call, the node that is its normalized output, and its arguments."""
-
-    call: Node
-    output: Node
-    source: Node
-    weight: Node | None
-    bias: Node | None
-    mean: Node
-    var: Node
-    eps: float
 
 
 class _Folder:
@@ -132,14 +85,16 @@ class _Folder:
     def fold(self, call: Node) -> bool:
         """Fold the BatchNorm ``call``, or enter in the ledger why not."""
         try:
-            norm = _read_norm(call)
+            norm = read_norm(call)
+            if norm.training:
+                raise NotFoldable("batch-statistics", "it normalizes with the statistics of the batch")
             producer = norm.source
-            groups, transposed = _layout(producer, norm)
+            groups, transposed = producer_layout(producer, norm)
             weight_node = cast("Node", argument(producer, "weight"))
             bias_node = cast("Node | None", argument(producer, "bias"))
             self._check_constant(weight_node, bias_node, norm.weight, norm.bias, norm.mean, norm.var)
             weight, bias = self._folded(norm, weight_node, bias_node, groups, transposed)
-        except _Declined as verdict:
+        except NotFoldable as verdict:
             self.ledger.missed(verdict.reason, call, verdict.detail)
             return False
 
@@ -153,10 +108,10 @@ class _Folder:
             if node not in self.constants:
                 self.constants[node] = is_constant(node)
             if not self.constants[node]:
-                raise _Declined("parameters-not-constant", f"{node.name} is computed or written to")
+                raise NotFoldable("parameters-not-constant", f"{node.name} is computed or written to")
 
     def _folded(
-        self, norm: _Norm, weight_node: Node, bias_node: Node | None, groups: int, transposed: bool
+        self, norm: Norm, weight_node: Node, bias_node: Node | None, groups: int, transposed: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The folded weight and bias."""
 
@@ -166,7 +121,7 @@ class _Folder:
         weight = read(weight_node)
         others = [read(n) for n in (bias_node, norm.weight, norm.bias, norm.mean, norm.var) if n is not None]
         if not all(t.is_floating_point() for t in (weight, *others)):
-            raise _Declined("not-floating-point", f"the weight is {weight.dtype}")
+            raise NotFoldable("not-floating-point", f"the weight is {weight.dtype}")
         with torch.no_grad():
             scale = torch.rsqrt(read(norm.var).double() + norm.eps)
             if norm.weight is not None:
@@ -180,12 +135,12 @@ class _Folder:
             new_weight = _scale_channels(weight.double(), scale, groups, transposed).to(weight.dtype)
             new_bias = shift.to(weight.dtype)
         if not (new_weight.isfinite().all() and new_bias.isfinite().all()):
-            raise _Declined("not-finite", f"the folded parameters overflow {weight.dtype}")
+            raise NotFoldable("not-finite", f"the folded parameters overflow {weight.dtype}")
         return new_weight, new_bias
 
     def _rewrite(
         self,
-        norm: _Norm,
+        norm: Norm,
         weight_node: Node,
         weight: torch.Tensor,
         bias_node: Node | None,
@@ -231,58 +186,6 @@ class _Folder:
         if isinstance(value, torch.Tensor):
             node.meta["val"] = value if value.dtype == tensor.dtype else value.to(tensor.dtype)
         return node
-
-
-def _read_norm(call: Node) -> _Norm:
-    """Take a BatchNorm call apart; declines one that cannot be folded whatever comes before it."""
-    positional = signature(cast("OpOverload", call.target)).positional
-    in_training = any(
-        argument(call, name) is not False for name in ("training", "use_input_stats") if name in positional
-    )
-    mean = argument(call, "running_mean") if "running_mean" in positional else None
-    var = argument(call, "running_var") if "running_var" in positional else None
-    if in_training or mean is None or var is None:
-        raise _Declined("batch-statistics", "it normalizes with the statistics of the batch")
-
-    output = call
-    if call.target is not _aten.batch_norm.default:
-        outputs = {user.args[1]: user for user in call.users if user.target is operator.getitem}
-        if len(outputs) != len(call.users) or set(outputs) != {0}:
-            raise _Declined("statistics-read", "its other outputs are read, or one is read several times")
-        output = outputs[0]
-    return _Norm(
-        call=call,
-        output=output,
-        source=cast("Node", call.args[0]),
-        weight=cast("Node | None", argument(call, "weight")),
-        bias=cast("Node | None", argument(call, "bias")),
-        mean=cast("Node", mean),
-        var=cast("Node", var),
-        eps=cast(float, argument(call, "eps" if "eps" in positional else "epsilon")),
-    )
-
-
-def _layout(producer: Node, norm: _Norm) -> tuple[int, bool]:
-    """Groups of the producer's weight, and whether its axes are those of a transposed convolution."""
-    target = producer.target
-    weight = argument(producer, "weight") if target in _PRODUCERS else None
-    value, shape = producer.meta.get("val"), weight.meta.get("val") if isinstance(weight, Node) else None
-    if not isinstance(value, torch.Tensor) or not isinstance(shape, torch.Tensor) or shape.ndim < 2:
-        raise _Declined("not-after-convolution", f"its input is {producer.target}")
-    if len(producer.users) != 1:
-        raise _Declined("several-users", f"the output of {producer.name} is also read elsewhere")
-    # Without a batch dimension, the channels of a convolution are on axis 0; those of linear are on the last.
-    if value.ndim != shape.ndim:
-        raise _Declined("channel-axis", f"axis 1 of the {value.ndim}-d input does not hold the channels")
-    normalized = norm.output.meta.get("val")
-    if isinstance(normalized, torch.Tensor) and normalized.dtype != value.dtype:
-        raise _Declined("not-floating-point", f"it turns {value.dtype} into {normalized.dtype}")
-    if target is _aten.linear.default:
-        return 1, False
-    transposed = target in _TRANSPOSED or (
-        target is _aten.convolution.default and argument(producer, "transposed") is True
-    )
-    return cast(int, argument(producer, "groups")), transposed
 
 
 def _scale_channels(weight: torch.Tensor, scale: torch.Tensor, groups: int, transposed: bool) -> torch.Tensor:
