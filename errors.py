@@ -11,7 +11,9 @@ __all__ = [
     "AnnotationError",
     "CalibrationDataError",
     "CaptureError",
+    "ContractError",
     "GraphInputError",
+    "GraphTextError",
     "LowbitError",
     "LowbitWarning",
     "MissingDependencyError",
@@ -20,6 +22,7 @@ __all__ = [
     "PassFailedError",
     "PatternError",
     "PipelineError",
+    "SaturationWarning",
     "SharingError",
     "SpecError",
     "StageError",
@@ -75,6 +78,10 @@ class GraphInputError(LowbitError, TypeError):
     """The model handed in is not what the verb works on (for example a module that was not exported)."""
 
 
+class GraphTextError(LowbitError, ValueError):
+    """A graph written as text that does not parse, or that names what there is not."""
+
+
 class StageError(LowbitError, ValueError):
     """A graph is not at the stage that a pass or a verb needs, or breaks the rules of its stage."""
 
@@ -89,6 +96,10 @@ class UnknownNameError(LowbitError, KeyError):
 
 class PassFailedError(LowbitError, RuntimeError):
     """A pass raised something other than a lowbit error, or reported its change wrongly."""
+
+
+class ContractError(LowbitError, ArithmeticError):
+    """A pass changed numbers by more than its contract allows."""
 
 
 class PatternError(LowbitError, ValueError):
@@ -121,3 +132,7 @@ class LowbitWarning(UserWarning):
 
 class NothingQuantizedWarning(LowbitWarning):
     """A whole model was prepared and no tensor of it will be quantized."""
+
+
+class SaturationWarning(LowbitWarning):
+    """A model was annotated with ranges that overflow in the int8 kernels of this CPU, which refuse them."""

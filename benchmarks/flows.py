@@ -10,7 +10,11 @@ from typing import Any
 import attrs
 import click
 import torch
-from lowbit.backends.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from lowbit.backends.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    has_vnni,
+)
 from lowbit.ir.observers import MinMaxObserver
 from lowbit.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torch import Tensor, nn
@@ -31,8 +35,11 @@ class Flow:
 
 
 def lowbit_flow(*, min_max: bool = False) -> Flow:
-    """lowbit with the default static preset; its activations observed by min-max if asked for."""
-    config = get_default_x86_inductor_quantization_config()
+    """lowbit with the default static preset; its activations observed by min-max if asked for.
+
+    On CPUs without VNNI both flows have activations of 7 bits, with which their kernels do not saturate.
+    """
+    config = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     if min_max:
         config = _with_activations(config, MinMaxObserver.with_args(eps=EPS), attrs.evolve)
     return Flow("lowbit", export, partial(_prepare, prepare_pt2e, X86InductorQuantizer, config), convert_pt2e)
@@ -53,7 +60,7 @@ def torchao_flow(*, min_max: bool = False) -> Flow:
             "torchao, which lowbit is compared with, is not installed here: run `make bench-env`, and then "
             "this script with .venv-bench/bin/python"
         ) from error
-    config = peer_x86.get_default_x86_inductor_quantization_config()
+    config = peer_x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     if min_max:
         config = _with_activations(config, PeerMinMaxObserver.with_args(eps=EPS), dataclasses.replace)
     prepare = partial(_prepare, peer.prepare_pt2e, peer_x86.X86InductorQuantizer, config)

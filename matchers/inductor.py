@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
 from ..ir.aliasing import is_write
+from ..ir.meta import STANDS_FOR_KEY
 from .operands import COMMUTATIVE
 from .operator_pattern import (
     KernelCall,
@@ -33,6 +34,7 @@ from .operator_pattern import (
     OperatorPattern,
     OutputQuantization,
     QuantizedOperand,
+    Refusal,
     Role,
     Sharing,
 )
@@ -41,8 +43,8 @@ __all__ = ["Lowered", "Refused", "replace_with_kernels"]
 
 Lowered = Callable[[OperatorPattern, KernelCall, Node], None]
 """Called for each replacement: the pattern, the place, the new node."""
-Refused = Callable[[OperatorPattern, KernelCall, str], None]
-"""Called where a kernel refuses a place: the pattern, the place, the reason code."""
+Refused = Callable[[OperatorPattern, KernelCall, Refusal], None]
+"""Called where a guard or a kernel refuses a place: the pattern, the place, and why."""
 
 _QPARAMS = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
 _OUTPUT = "output"
@@ -106,10 +108,11 @@ def _rule(
 
     def accepts(match: InductorMatch) -> bool:
         call = _kernel_call(pattern, match, with_quantize)
-        reason = pattern.refusal(_occurrence(pattern, call, match)) or kernel.refuses(call)
-        if reason is not None:
-            refused(pattern, call, reason)
-        return reason is None
+        reason = pattern.refusal(_occurrence(pattern, call, match))
+        refusal = kernel.refuses(call) if reason is None else Refusal(reason)
+        if refusal is not None:
+            refused(pattern, call, refusal)
+        return refusal is None
 
     def replace(match: InductorMatch, *args: Any, **kwargs: Any) -> None:
         call = _kernel_call(pattern, match, with_quantize)
@@ -122,7 +125,7 @@ def _rule(
                 written_later.append((node, node.target))
                 node.target = _written_later
             node = node.next
-        new.meta = {**call.output.meta, **new.meta}
+        new.meta = {**call.output.meta, **new.meta, STANDS_FOR_KEY: call.output.name}
         call.output.replace_all_uses_with(new)
         lowered(pattern, call, new)
         match.erase_nodes()

@@ -29,6 +29,7 @@ __all__ = [
     "OperatorPattern",
     "OutputQuantization",
     "QuantizedOperand",
+    "Refusal",
     "Role",
     "Sharing",
 ]
@@ -142,6 +143,19 @@ class KernelCall:
         return next(node for node in self.nodes if node.target in targets)
 
 
+@attrs.frozen
+class Refusal:
+    """Why a kernel does not take a place.
+
+    Args:
+        reason: a reason code for the ledger.
+        detail: more for people, such as the way out; may be empty.
+    """
+
+    reason: str
+    detail: str = ""
+
+
 class Kernel(Protocol):
     """What a backend runs in place of dequantize → operators → quantize."""
 
@@ -150,8 +164,8 @@ class Kernel(Protocol):
         """The name shown in reports: that of the operator called."""
         ...
 
-    def refuses(self, call: KernelCall) -> str | None:
-        """None when the kernel computes what ``call`` means, else a reason code."""
+    def refuses(self, call: KernelCall) -> Refusal | None:
+        """None when the kernel computes what ``call`` means, else why it does not."""
         ...
 
     def emit(self, call: KernelCall) -> Node:
@@ -171,6 +185,9 @@ class OperatorPattern:
         kernel: what it lowers to; None leaves it to the compiler, which fuses dequantize → op → quantize.
         sharing: how the output's parameters relate to the inputs'.
         guards: conditions on a match beyond its structure.
+        dynamic: whether it also runs with activation parameters found at run time.
+        quantizes_output: the kernel writes low precision only, so its output is quantized whoever reads it.
+        weight_axis: the axis of the weight's output channels, which per-channel specs follow.
     """
 
     name: str
@@ -180,6 +197,9 @@ class OperatorPattern:
     kernel: Kernel | None = None
     sharing: Sharing = Sharing.INDEPENDENT
     guards: tuple[Guard, ...] = ()
+    dynamic: bool = False
+    quantizes_output: bool = False
+    weight_axis: int = 0
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from torch.utils import _pytree as pytree
 
 from ..errors import PipelineError
 from ..ir.attributes import delete_unused
+from ..ir.meta import KERNEL_KEY
 from ..ir.quantized_decomposed import is_dequantize, is_quantize
 from ..ir.schema import complete_arguments
-from ..ir.snapshot import KERNEL_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..matchers.inductor import replace_with_kernels
-from ..matchers.operator_pattern import KernelCall, OperatorPattern
+from ..matchers.operator_pattern import KernelCall, OperatorPattern, Refusal
 from .base import PassContext
 from .registry import register_pass
 
@@ -55,14 +55,16 @@ class EmitInductor:
             for operator in call.nodes:
                 context.ledger.quantized(operator, pattern.name, f"runs as {pattern.kernel.name}")
 
-        def refused(pattern: OperatorPattern, call: KernelCall, reason: str) -> None:
+        def refused(pattern: OperatorPattern, call: KernelCall, refusal: Refusal) -> None:
             assert pattern.kernel is not None
             for operator in call.nodes:
                 # Of one pattern the first reason counts: it was tried with the quantize behind it.
                 if refusing.get(operator) is not pattern:
                     refusing[operator] = pattern
                     detail = f"{pattern.kernel.name} does not take {pattern.name}"
-                    context.ledger.missed(reason, operator, detail)
+                    if refusal.detail:
+                        detail = f"{detail}: {refusal.detail}"
+                    context.ledger.missed(refusal.reason, operator, detail)
 
         for node in gm.graph.nodes:
             # A program that was saved and loaded again has its trailing defaults left out.

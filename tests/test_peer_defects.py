@@ -28,6 +28,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
+from lowbit.backends.x86_inductor import has_vnni
 from lowbit.errors import CalibrationDataError, NotCalibratedError, SharingError
 from lowbit.ir import quantized_decomposed as qd
 from torch import Tensor, nn
@@ -42,8 +43,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+# How many steps a range of activations has.
+STEPS = 255 if has_vnni() else 127
+
+
 def x86() -> X86InductorQuantizer:
-    return X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    return X86InductorQuantizer().set_global(
+        get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
+    )
 
 
 def export(model: nn.Module, *inputs: Any, strict: bool = False) -> GraphModule:
@@ -71,12 +78,12 @@ def kernels(model: GraphModule) -> list[str]:
 
 
 def assert_close(model: nn.Module, converted: GraphModule, *inputs: Tensor, steps: float = 3) -> None:
-    """Quantized results stay within some steps of 8 bits, lowered ones within rounding of those."""
+    """Quantized results stay within some steps of activations, lowered ones within rounding of those."""
     with torch.no_grad():
         expected, actual, lowered = model(*inputs), converted(*inputs), lower_pt2e(converted)(*inputs)
     span = expected.abs().max()
-    assert (actual - expected).abs().max() < steps / 255 * span
-    assert (lowered - actual).abs().max() < 1.01 / 255 * span
+    assert (actual - expected).abs().max() < steps / STEPS * span
+    assert (lowered - actual).abs().max() < 1.01 / STEPS * span
 
 
 X = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)

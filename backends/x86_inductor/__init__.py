@@ -2,12 +2,18 @@
 
 from ...passes import EmitInductor, PackWeights, Pipeline
 from ..base import Backend
-from ..pipelines import CONVERT, PREPARE
+from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
+from .cpu import has_vnni
 from .patterns import PATTERNS
 from .quantizer import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 
-__all__ = ["X86_INDUCTOR", "X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
+__all__ = [
+    "X86_INDUCTOR",
+    "X86InductorQuantizer",
+    "get_default_x86_inductor_quantization_config",
+    "has_vnni",
+]
 
 X86_INDUCTOR = register_backend(
     Backend(
@@ -17,5 +23,6 @@ X86_INDUCTOR = register_backend(
         prepare=PREPARE,
         convert=CONVERT,
         lower=Pipeline((EmitInductor(), PackWeights())),
+        prepare_qat=PREPARE_QAT,
     )
 )

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ...ir.attributes import get_tensor
 from ...ir.schema import argument
-from ...matchers.operator_pattern import KernelCall
+from ...matchers.operator_pattern import KernelCall, Refusal
 from .prepack import QCONV_PREPACK, pack_weight
 
 __all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
@@ -37,7 +37,7 @@ def conv_arguments(call: KernelCall) -> ConvArguments:
     return ConvArguments(head, call.operands["bias"], geometry)
 
 
-def refuses_geometry(call: KernelCall) -> str | None:
+def refuses_geometry(call: KernelCall) -> Refusal | None:
     """None, or why oneDNN cannot be trusted with the convolution.
 
     Of 3.12, found by trying some ten thousand shapes: where all taps of a window fall into the padding it
@@ -47,14 +47,14 @@ def refuses_geometry(call: KernelCall) -> str | None:
     conv = call.node_calling(_CONV)
     height, width = _extents(conv)
     if width == 1 and height != 1 and _pair(conv, "stride")[1] > 1:
-        return "column-under-stride"
+        return Refusal("column-under-stride")
     kernel = get_tensor(call.gm, str(call.quantized("weight").node.target)).shape[2:]
     image, padding, dilation = _extents(conv.args[0]), _pair(conv, "padding"), _pair(conv, "dilation")
     for size, k, p, d in zip(image, kernel, padding, dilation, strict=True):
         beside = p > d * (k - 1)
         astride = k > 1 and size is not None and d > size
         if beside or astride:
-            return "window-in-padding"
+            return Refusal("window-in-padding")
     return None
 
 

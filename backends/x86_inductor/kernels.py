@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import torch
@@ -11,11 +11,12 @@ from torch.fx import Node
 from ...ir.attributes import get_tensor
 from ...ir.quantized_decomposed import is_dequantize
 from ...ir.specs import dtype_range
-from ...matchers.operator_pattern import KernelCall, QuantizedOperand
+from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .accumulator import may_overwrite, memory_of
 from .convolution import conv_arguments, refuses_geometry
-from .post_operators import PostOperator
+from .post_operators import PostOperator, clamping_arguments, post_arguments
 from .prepack import QLINEAR_PREPACK, pack_weight
+from .saturation import refuses_saturation
 from .unfrozen_linear import register_lowering
 
 __all__ = ["IntegerOperator", "QConv", "QConvAdd", "QLinear"]
@@ -23,20 +24,17 @@ __all__ = ["IntegerOperator", "QConv", "QConvAdd", "QLinear"]
 _onednn = torch.ops.onednn
 _aten = torch.ops.aten
 
-# Nothing behind the kernel. The scalar is not read, but torch.export.save cannot write an empty list.
-_NO_POST_OPERATOR: Final = ("none", [0.0], "")
 
-
-def _refuses_operands(call: KernelCall) -> str | None:
+def _refuses_operands(call: KernelCall) -> Refusal | None:
     """What all oneDNN kernels ask of their input and weight."""
     x, weight = call.quantized("x"), call.quantized("weight")
     if x.dtype is not torch.uint8:
-        return "activation-not-uint8"
+        return Refusal("activation-not-uint8")
     if weight.dtype is not torch.int8 or weight.axis != 0:
-        return "weight-not-int8-per-output-channel"
+        return Refusal("weight-not-int8-per-output-channel")
     if weight.zero_point.op != "get_attr" or get_tensor(call.gm, weight.zero_point.target).any():
-        return "weight-not-symmetric"
-    return None
+        return Refusal("weight-not-symmetric")
+    return refuses_saturation(call)
 
 
 def _output_arguments(call: KernelCall) -> tuple[float, int, torch.dtype]:
@@ -44,16 +42,26 @@ def _output_arguments(call: KernelCall) -> tuple[float, int, torch.dtype]:
     return (1.0, 0, torch.float32) if output is None else (output.scale, output.zero_point, output.dtype)
 
 
-def _post_arguments(call: KernelCall, post: PostOperator | None) -> tuple[str, list[float], str]:
-    return _NO_POST_OPERATOR if post is None else post.arguments(call)
+def _fills_dtype(call: KernelCall) -> bool:
+    """Whether the result may be anything that its dtype holds, as that of a kernel may."""
+    output = call.quantization
+    return output is None or (output.quant_min, output.quant_max) == dtype_range(output.dtype)
 
 
 def _clamped(call: KernelCall, result: Node) -> Node:
-    """``result`` of a kernel, which fills its dtype, in the range that the graph quantizes to."""
+    """``result`` of a kernel in the range that the graph quantizes to."""
     output = call.quantization
-    if output is None or (output.quant_min, output.quant_max) == dtype_range(output.dtype):
+    if output is None or _fills_dtype(call):
         return result
     return call.graph.call_function(_aten.clamp.default, (result, output.quant_min, output.quant_max))
+
+
+def _unary(call: KernelCall, target: Any, arguments: tuple[Any, ...], post: PostOperator | None) -> Node:
+    """The kernel ``target`` with ``post`` behind it, its result in the range that the graph quantizes to."""
+    clamping = None if _fills_dtype(call) else clamping_arguments(call, post)
+    if clamping is not None:
+        return call.graph.call_function(target, (*arguments, *clamping))
+    return _clamped(call, call.graph.call_function(target, (*arguments, *post_arguments(call, post))))
 
 
 @attrs.frozen
@@ -67,7 +75,7 @@ class QConv:
     post: PostOperator | None = None
     name: str = "onednn.qconv_pointwise"
 
-    def refuses(self, call: KernelCall) -> str | None:
+    def refuses(self, call: KernelCall) -> Refusal | None:
         """None, or why the operands do not fit."""
         return _refuses_operands(call) or refuses_geometry(call)
 
@@ -75,10 +83,7 @@ class QConv:
         """Insert packing and convolution."""
         conv = conv_arguments(call)
         arguments = (*conv.head, conv.bias, *conv.geometry, *_output_arguments(call))
-        result = call.graph.call_function(
-            _onednn.qconv_pointwise.default, (*arguments, *_post_arguments(call, self.post))
-        )
-        return _clamped(call, result)
+        return _unary(call, _onednn.qconv_pointwise.default, arguments, self.post)
 
 
 @attrs.frozen
@@ -94,18 +99,20 @@ class QConvAdd:
     post: PostOperator | None = None
     name: str = "onednn.qconv2d_pointwise.binary"
 
-    def refuses(self, call: KernelCall) -> str | None:
+    def refuses(self, call: KernelCall) -> Refusal | None:
         """None, or why the operands do not fit."""
         x, other = call.quantized("x"), call.quantized("other")
-        reason = _refuses_operands(call) or refuses_geometry(call)
-        if reason is not None:
-            return reason
+        refusal = _refuses_operands(call) or refuses_geometry(call)
+        if refusal is not None:
+            return refusal
         if memory_of(x.node) is memory_of(other.node):
             # Not a matter of copying it: Inductor drops the copy, and then reads what is being written.
-            return "accumulator-is-input"
+            return Refusal("accumulator-is-input")
         if call.quantization is None:
-            return "sum-read-in-float"
-        return None if other.dtype is call.quantization.dtype else "accumulator-dtype-differs"
+            return Refusal("sum-read-in-float")
+        if other.dtype is not call.quantization.dtype:
+            return Refusal("accumulator-dtype-differs")
+        return None
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing, the accumulator's layout and the convolution."""
@@ -118,7 +125,7 @@ class QConvAdd:
         arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *_output_arguments(call))
         result = call.graph.call_function(
             _onednn.qconv2d_pointwise.binary,
-            (*arguments, other.scale, other.zero_point, "sum", 1.0, *_post_arguments(call, self.post)),
+            (*arguments, other.scale, other.zero_point, "sum", 1.0, *post_arguments(call, self.post)),
         )
         return _clamped(call, result)
 
@@ -134,7 +141,7 @@ class QLinear:
     post: PostOperator | None = None
     name: str = "onednn.qlinear_pointwise"
 
-    def refuses(self, call: KernelCall) -> str | None:
+    def refuses(self, call: KernelCall) -> Refusal | None:
         """None, or why the operands do not fit."""
         return _refuses_operands(call)
 
@@ -147,10 +154,8 @@ class QLinear:
         head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
         bias: Any = call.operands["bias"]
         arguments = (*head, bias, *_output_arguments(call))
-        result = call.graph.call_function(
-            _onednn.qlinear_pointwise.default, (*arguments, *_post_arguments(call, self.post))
-        )
-        return _clamped(call, _in_full_shape(call, linear, x.node, result))
+        result = _unary(call, _onednn.qlinear_pointwise.default, arguments, self.post)
+        return _in_full_shape(call, linear, x.node, result)
 
 
 def _in_full_shape(call: KernelCall, linear: Node, x: Node, result: Node) -> Node:
@@ -177,7 +182,7 @@ class IntegerOperator:
     widen: bool = False
     name: str = "integer operator"
 
-    def refuses(self, call: KernelCall) -> str | None:
+    def refuses(self, call: KernelCall) -> Refusal | None:
         """Nothing: the pattern demands equal parameters already."""
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -14,12 +15,22 @@ from torch import Tensor
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall
 
-__all__ = ["AFTER_CONVOLUTION", "AFTER_LINEAR", "PostOperator"]
+__all__ = [
+    "AFTER_CONVOLUTION",
+    "AFTER_LINEAR",
+    "PostArguments",
+    "PostOperator",
+    "clamping_arguments",
+    "post_arguments",
+]
 
 _aten = torch.ops.aten
 
 # Most take no scalars; an empty list would do as well, but torch.export.save cannot write one.
 _NO_SCALARS: Final = (0.0,)
+
+PostArguments = tuple[str, list[float], str]
+"""What the kernels take of a post-operator: name, scalars, algorithm."""
 
 
 def _no_scalars(call: KernelCall) -> tuple[float, ...]:
@@ -66,8 +77,8 @@ class PostOperator:
     scalars: Callable[[KernelCall], tuple[float, ...]] = _no_scalars
     algorithm: str = ""
 
-    def arguments(self, call: KernelCall) -> tuple[str, list[float], str]:
-        """What the kernels take of it: name, scalars, algorithm."""
+    def arguments(self, call: KernelCall) -> PostArguments:
+        """What the kernels take of it."""
         return self.attribute, list(self.scalars(call)), self.algorithm
 
     def after(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -97,3 +108,40 @@ AFTER_LINEAR: Final = (
     PostOperator("tanh", torch.tanh, "tanh"),
 )
 """What the linear takes."""
+
+
+def post_arguments(call: KernelCall, post: PostOperator | None) -> PostArguments:
+    """What the kernels take of ``post``, None for nothing behind them."""
+    return ("none", [*_NO_SCALARS], "") if post is None else post.arguments(call)
+
+
+def clamping_arguments(call: KernelCall, post: PostOperator | None) -> PostArguments | None:
+    """What the kernels take of ``post`` and the clamp to the range that the graph quantizes to, as one.
+
+    None where no operator is exactly both. To clamp real numbers to what the ends of the range stand for,
+    ``(q − zero_point) · scale``, is to clamp the integers: float errors are far below half a step, so an end
+    is rounded to itself, and what lies between the ends is not touched.
+    """
+    output, bounds = call.quantization, _bounds(call, post)
+    if output is None or bounds is None:
+        return None
+    ends = [(q - output.zero_point) * output.scale for q in (output.quant_min, output.quant_max)]
+    low, high = max(bounds[0], ends[0]), min(bounds[1], ends[1])
+    if low > high or not _is_normal(output.scale) or not all(map(_is_normal, ends)):
+        return None
+    return "hardtanh", [low, high], ""
+
+
+def _bounds(call: KernelCall, post: PostOperator | None) -> tuple[float, float] | None:
+    """What ``post`` clamps to, where clamping is all it does."""
+    name, scalars, _ = post_arguments(call, post)
+    if name == "hardtanh":
+        low, high = scalars
+        return low, high
+    return {"none": (-math.inf, math.inf), "relu": (0.0, math.inf)}.get(name)
+
+
+def _is_normal(value: float) -> bool:
+    """Whether float32 holds ``value`` to its full precision."""
+    float32 = torch.finfo(torch.float32)
+    return value == 0 or float32.tiny <= abs(value) <= float32.max

@@ -10,12 +10,18 @@ from torch.fx import GraphModule
 
 from ...errors import UnsupportedError
 from ...ir.ledger import Ledger
-from ...ir.observers import HistogramObserver, PerChannelMinMaxObserver
+from ...ir.observers import (
+    FusedMovingAvgObsFakeQuantize,
+    HistogramObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from ...ir.quantizer import Quantizer
-from ...ir.specs import QuantizationConfig, QuantizationSpec
+from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
 from ..annotation import annotate_patterns
 from ..selection import ConfigSelection
 from .patterns import PATTERNS
+from .saturation import warn_of_saturation
 
 __all__ = ["X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
 
@@ -31,24 +37,31 @@ def get_default_x86_inductor_quantization_config(
     [-128, 127], symmetric, one scale an output channel; biases stay float.
 
     Args:
-        is_qat: a preset for quantization-aware training.
+        is_qat: a preset for quantization-aware training: fake quantizers over moving averages.
         is_dynamic: find activation ranges at run time.
         reduce_range: keep activations in [0, 127]; for CPUs without VNNI, whose kernels saturate with 8 bits.
 
     Raises:
-        UnsupportedError: ``is_qat`` or ``is_dynamic``, which this version does not have for X86.
+        UnsupportedError: ``is_dynamic``, which this version does not have for X86.
     """
-    if is_qat or is_dynamic:
+    if is_dynamic:
         raise UnsupportedError(
-            f"the X86 preset has no {'QAT' if is_qat else 'dynamic'} mode yet",
+            "the X86 preset has no dynamic mode yet",
             hint="use the static preset: get_default_x86_inductor_quantization_config()",
+        )
+    activation_observer: ObserverOrFakeQuantizeConstructor = HistogramObserver.with_args(eps=_EPS)
+    weight_observer: ObserverOrFakeQuantizeConstructor = PerChannelMinMaxObserver.with_args(eps=_EPS)
+    if is_qat:
+        activation_observer = FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
+        weight_observer = FusedMovingAvgObsFakeQuantize.with_args(
+            eps=_EPS, observer=MovingAveragePerChannelMinMaxObserver
         )
     activation = QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=127 if reduce_range else 255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=activation_observer,
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -56,9 +69,9 @@ def get_default_x86_inductor_quantization_config(
         quant_max=127,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=weight_observer,
     )
-    return QuantizationConfig(activation, activation, weight, None, is_qat=False)
+    return QuantizationConfig(activation, activation, weight, None, is_qat=is_qat)
 
 
 class X86InductorQuantizer(Quantizer):
@@ -129,7 +142,11 @@ class X86InductorQuantizer(Quantizer):
         self._ledger = ledger
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the operators that the backend's patterns describe."""
+        """Annotate the operators that the backend's patterns describe.
+
+        Warns with SaturationWarning of ranges that this CPU's kernels refuse, as it has no VNNI.
+        """
         self._selection.check_selectors(model.graph)
         annotate_patterns(model.graph, PATTERNS, self._selection.of, self._ledger)
+        warn_of_saturation(model.graph)
         return model

@@ -18,6 +18,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
+from lowbit.backends.x86_inductor import has_vnni
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -76,7 +77,7 @@ class RunFlow(Protocol):
 
 @pytest.fixture
 def run_flow() -> RunFlow:
-    """Export, prepare with the X86 preset, calibrate on the inputs, convert and lower."""
+    """Export, prepare with the X86 preset that this CPU has kernels for, calibrate, convert and lower."""
 
     def run(
         model: nn.Module,
@@ -88,7 +89,7 @@ def run_flow() -> RunFlow:
     ) -> Flow:
         exported = torch.export.export(model.eval(), inputs, **export_options).module()
         assert isinstance(exported, GraphModule)
-        preset = get_default_x86_inductor_quantization_config()
+        preset = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
         prepared = prepare_pt2e(exported, quantizer or X86InductorQuantizer().set_global(preset))
         calibrate(prepared, [inputs], progress=False)
         converted = convert_pt2e(prepared)

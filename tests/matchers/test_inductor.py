@@ -20,6 +20,7 @@ from lowbit.matchers.operator_pattern import (
     OperatorPattern,
     OutputQuantization,
     QuantizedOperand,
+    Refusal,
     Role,
     Sharing,
 )
@@ -59,11 +60,11 @@ def test_what_is_relied_on_of_the_private_interface() -> None:
 class Recorder:
     """A kernel that records what it is asked and puts the call of an operator in its place."""
 
-    refusal: str | None = None
+    refusal: Refusal | None = None
     calls: list[KernelCall] = attrs.Factory(list)
     name: str = "recorder"
 
-    def refuses(self, call: KernelCall) -> str | None:
+    def refuses(self, call: KernelCall) -> Refusal | None:
         return self.refusal
 
     def emit(self, call: KernelCall) -> Node:
@@ -85,7 +86,7 @@ class Lowering:
             self.gm,
             patterns,
             lambda pattern, call, node: self.lowered.append(pattern.name),
-            lambda pattern, call, reason: self.refused.append((pattern.name, reason)),
+            lambda pattern, call, refusal: self.refused.append((pattern.name, refusal.reason)),
         )
         self.gm.graph.eliminate_dead_code()
         self.gm.graph.lint()
@@ -228,7 +229,7 @@ def test_a_scaled_addition_is_another_function() -> None:
 
 
 def test_a_refusal_is_reported_and_the_next_smaller_pattern_tried() -> None:
-    build, small, large = Builder(), Recorder(), Recorder(refusal="too-wide")
+    build, small, large = Builder(), Recorder(), Recorder(refusal=Refusal("too-wide"))
     y = build.call(aten.linear.default, build.quantized("x"), build.weight(), None)
     total = build.call(aten.add.Tensor, y, build.quantized("other"), alpha=1)
     lowering = build.done(build.quantize(total))

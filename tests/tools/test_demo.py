@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from lowbit.backends.x86_inductor import has_vnni
 from lowbit.errors import MissingDependencyError
 from lowbit.passes.instruments import PassRecord
 from lowbit.tools.cli import main
@@ -117,6 +118,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     assert result.exception is None
     assert result.exit_code == 0
+    assert ("no VNNI" in result.output) is not has_vnni()
     accuracies = next(line for line in result.output.splitlines() if "accuracy" in line)
     float32, int8 = (float(cell.strip().rstrip("%")) for cell in accuracies.strip("│").split("│")[1:3])
     assert float32 > 95

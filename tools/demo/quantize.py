@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ...backends.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from ...backends.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    has_vnni,
+)
 from ...passes.instruments import DiffToFolder, PassRecord, Timing
 from ...quantize_pt2e import calibrate, convert_pt2e, lower_pt2e, prepare_pt2e
 
@@ -39,6 +43,8 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize ``model`` (in eval mode) for X86 with the default static int8 configuration.
 
+    On CPUs without VNNI it is the one of reduced range.
+
     Args:
         model: takes one tensor.
         calibration: batches of the shape of ``example``.
@@ -46,7 +52,8 @@ def quantize(
         diffs: the folder that the diff of each pass is written to.
     """
     exported = torch.export.export(model, (example,)).module()
-    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    preset = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
+    quantizer = X86InductorQuantizer().set_global(preset)
 
     timings = {"prepare": Timing(), "convert": Timing(), "lower": Timing()}
     shared = (DiffToFolder(diffs),) if diffs is not None else ()

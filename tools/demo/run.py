@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from ...backends.x86_inductor import has_vnni
 from ..interleaved import Timings, time_interleaved
 from ..models import resnet18
 from .data import blended_colours, load_digits
@@ -48,6 +49,10 @@ def run_demo(name: str, *, seed: int, diffs: Path, console: Console) -> None:
     Raises:
         LowbitError: what the flow raises, or scikit-learn is missing for the digits.
     """
+    if not has_vnni():
+        console.print(
+            "this CPU has no VNNI: activations are quantized to 7 bits (reduce_range=True)", soft_wrap=True
+        )
     subject = SUBJECTS[name](seed, console)
     # What oneDNN's kernels of both dtypes are fastest on; torch's stub of `to` lacks this overload.
     model = subject.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -20,6 +20,7 @@ from lowbit import (
     get_stage,
     lower_pt2e,
 )
+from lowbit.backends.x86_inductor import has_vnni
 from lowbit.ir import quantized_decomposed as qd
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -248,17 +249,21 @@ def test_integer_operators_do_not_claim_to_be_float(run_flow: RunFlow) -> None:
 # Quantizers of the user's own may annotate what no kernel takes.
 
 
-def spec(dtype: torch.dtype, qscheme: torch.qscheme) -> QuantizationSpec:
+def spec(
+    dtype: torch.dtype, qscheme: torch.qscheme, bounds: tuple[int | None, int | None] = (None, None)
+) -> QuantizationSpec:
     per_channel = qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
     return QuantizationSpec(
         dtype=dtype,
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver if per_channel else MinMaxObserver,
         qscheme=qscheme,
         ch_axis=0 if per_channel else None,
+        quant_min=bounds[0],
+        quant_max=bounds[1],
     )
 
 
-UINT8 = spec(torch.uint8, torch.per_tensor_affine)
+UINT8 = spec(torch.uint8, torch.per_tensor_affine, (0, 255 if has_vnni() else 127))
 INT8 = spec(torch.int8, torch.per_tensor_affine)
 WEIGHT = spec(torch.int8, torch.per_channel_symmetric)
 

@@ -25,6 +25,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
+from lowbit.backends.x86_inductor import has_vnni
 from lowbit.ir import quantized_decomposed as qd
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -39,7 +40,7 @@ Inputs = tuple[Tensor, ...]
 class QuantizesOutputs(X86InductorQuantizer):
     """Quantizes what the model returns too, so that it comes out in steps of a scale."""
 
-    def __init__(self, *, reduce_range: bool = False) -> None:
+    def __init__(self, *, reduce_range: bool) -> None:
         super().__init__()
         preset = get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
         # How a range is found is not the matter here, and this is the quick way.
@@ -162,12 +163,14 @@ def draw_linear(rng: random.Random) -> Case:
 
 
 def quantize(
-    model: nn.Module, inputs: list[Inputs], *, reduce_range: bool = False, dynamic_shapes: object = None
+    model: nn.Module, inputs: list[Inputs], *, reduce_range: bool | None = None, dynamic_shapes: object = None
 ) -> tuple[GraphModule, GraphModule]:
-    """The converted and the lowered model."""
+    """The converted and the lowered model; the range of activations is what this CPU has kernels for."""
     exported = torch.export.export(model.eval(), (inputs,), dynamic_shapes=dynamic_shapes).module()
     assert isinstance(exported, GraphModule)
-    prepared = prepare_pt2e(exported, QuantizesOutputs(reduce_range=reduce_range))
+    prepared = prepare_pt2e(
+        exported, QuantizesOutputs(reduce_range=not has_vnni() if reduce_range is None else reduce_range)
+    )
     calibrate(prepared, [(inputs,)], progress=False)
     converted = convert_pt2e(prepared)
     return converted, lower_pt2e(converted)
@@ -199,7 +202,7 @@ def assert_within_one_step(converted: GraphModule, lowered: GraphModule, inputs:
     assert different <= 0.002 * total
 
 
-def check(cases: list[Case], *, reduce_range: bool = False) -> None:
+def check(cases: list[Case], *, reduce_range: bool | None = None) -> None:
     inputs = [case.inputs for case in cases]
     converted, lowered = quantize(Branches([case.model for case in cases]), inputs, reduce_range=reduce_range)
     assert kernels(lowered) == Counter(case.kernel for case in cases)

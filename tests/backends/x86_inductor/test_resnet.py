@@ -17,6 +17,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
+from lowbit.backends.x86_inductor import has_vnni
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.tools.models import resnet18, resnet50
 from torch import Tensor, nn
@@ -58,7 +59,9 @@ def flow(expected: Expected, *, strict: bool) -> Flow:
     model = expected.model().eval()
     exported = torch.export.export(model, (x,), strict=strict).module()
     assert isinstance(exported, GraphModule)
-    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    quantizer = X86InductorQuantizer().set_global(
+        get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
+    )
     prepared = calibrate(prepare_pt2e(exported, quantizer), [x], progress=False)
     converted = convert_pt2e(prepared)
     with torch.no_grad():
@@ -149,8 +152,9 @@ def test_lowered_is_the_converted_network(network: dict[bool, Flow]) -> None:
     for flow in network.values():
         with torch.no_grad():
             converted, lowered = flow.converted(flow.x), flow.lowered(flow.x)
-        # Roundings that part at ties are carried on by the layers behind them.
-        assert sqnr(converted, lowered) > 35
+        # Roundings that part at ties are carried on by the layers behind them. With 7 bits they are twice as
+        # large, which is 6 dB.
+        assert sqnr(converted, lowered) > (35 if has_vnni() else 29)
         assert sqnr(flow.logits, lowered) > 15
 
 

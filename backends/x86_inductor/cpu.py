@@ -1,0 +1,36 @@
+"""What the CPU that kernels run on can do."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = ["has_vnni"]
+
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
+
+
+def has_vnni() -> bool:
+    """Whether oneDNN's int8 kernels have VNNI here, with which products of 8 bits are added in int32.
+
+    Every CPU with AMX has it too. Asked at each call; oneDNN reads its limit once in a process, at first use.
+    """
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name, False) for name in _vnni_under(_limit()))
+
+
+def _limit() -> str:
+    return next((value.upper() for name in _LIMITS if (value := os.environ.get(name))), "")
+
+
+def _vnni_under(limit: str) -> tuple[str, ...]:
+    """The forms of VNNI that oneDNN may use under ``limit``; names it does not know limit nothing."""
+    if limit in {"SSE41", "AVX", "AVX2", "AVX512_CORE"}:
+        return ()
+    if limit.startswith("AVX2_VNNI"):
+        return ("avx_vnni",)
+    if limit.startswith("AVX512_CORE_"):
+        return ("avx512_vnni",)
+    return ("avx_vnni", "avx512_vnni")
