@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from .errors import CalibrationDataError, GraphInputError, StageError
 from .ir.location import locate
+from .ir.observers import observing
 from .ir.stages import Stage, get_stage
 from .ir.verifiers import is_observer
 
@@ -24,7 +25,9 @@ def calibrate(
 ) -> GraphModule:
     """Run a prepared model on data, without gradients, so that its observers see the ranges of tensors.
 
-    Either all of the data is observed or, on an error, none of it.
+    Either all of the data is observed or, on an error, none of it. Fake quantizers observe too, be they in
+    training or eval mode, and quantize with what they saw so far; those with a disabled observer or disabled
+    fake quantization stay so.
 
     Args:
         model: a prepared model; its observers are updated.
@@ -55,7 +58,7 @@ def calibrate(
     inputs = len(model.graph.find_nodes(op="placeholder"))
     seen = 0
     try:
-        with torch.no_grad(), _bar(progress) as bar:
+        with torch.no_grad(), observing(model), _bar(progress) as bar:
             task = _start(bar, data, steps)
             for batch in islice(data, steps):
                 _observe(model, seen, *_arguments(batch, inputs, seen))
@@ -132,7 +135,7 @@ def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, 
     def note(observer: torch.nn.Module, _: Any) -> None:
         called.append(observer)
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if is_observer(module)]
+    hooks = [observer.register_forward_pre_hook(note) for observer in _observers(model)]
     try:
         model(*args, **kwargs)
     except CalibrationDataError:
@@ -148,12 +151,18 @@ def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, 
     return None
 
 
+def _observers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The observers and fake quantizers; the observer inside a fake quantizer is part of that."""
+    observers = [module for module in model.modules() if is_observer(module)]
+    inner = {id(module) for observer in observers for module in observer.modules() if module is not observer}
+    return [observer for observer in observers if id(observer) not in inner]
+
+
 def _statistics(model: GraphModule) -> list[tuple[torch.nn.Module, dict[str, Any]]]:
     """The observers with a copy of all they know."""
     return [
         (module, {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)})
-        for module in model.modules()
-        if is_observer(module)
+        for module in _observers(model)
     ]
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from lowbit import (
     HistogramObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
     X86InductorQuantizer,
     calibrate,
     convert_pt2e,
@@ -17,6 +19,7 @@ from lowbit import (
     prepare_pt2e,
 )
 from lowbit.errors import CalibrationDataError, GraphInputError, LowbitError, StageError
+from lowbit.ir.observers import FakeQuantize
 from lowbit.ir.verifiers import is_observer
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -307,3 +310,42 @@ def test_models_without_observers(pair: GraphModule, verb: Callable[[GraphModule
     calibrate(pair, [(X, Y)], progress=False)
     with pytest.raises(StageError, match="no observers"):
         calibrate(verb(pair), [(X, Y)])
+
+
+def with_fake_quantizers(model: GraphModule) -> GraphModule:
+    """``model`` with a fake quantizer in the place of each observer."""
+    for name, observer in list(model.named_children()):
+        if isinstance(observer, PerChannelMinMaxObserver):
+            weight = {"dtype": torch.int8, "qscheme": torch.per_channel_symmetric}
+            model.add_module(name, FakeQuantize(PerChannelMinMaxObserver, **weight))
+        elif is_observer(observer):
+            model.add_module(name, FakeQuantize(MinMaxObserver))
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_fake_quantizers_observe_in_either_mode(training: bool) -> None:
+    model = with_fake_quantizers(prepare(Pair(), (torch.rand(2, 4), torch.rand(2, 3))))
+    quantizers = [module for module in model.modules() if isinstance(module, FakeQuantize)]
+    assert len(quantizers) >= 4
+    for quantizer in quantizers:
+        quantizer.train(training)
+    data = [(torch.rand(2, 4) * i, torch.rand(2, 3)) for i in (1, 2, 3)]
+    calibrate(model, data, progress=False)
+    assert all(quantizer.has_data for quantizer in quantizers)
+    assert {quantizer.training for quantizer in quantizers} == {training}
+    for quantizer in quantizers:
+        quantizer.eval()
+    before = statistics(model)
+    converted = convert_pt2e(model)
+    for args in data:
+        assert torch.equal(model(*args), converted(*args))
+    assert same(statistics(model), before)
+
+
+def test_bad_data_of_fake_quantizers_have_a_place_and_leave_no_trace() -> None:
+    model = with_fake_quantizers(prepare(Net(), (torch.rand(2, 4),))).requires_grad_(False)
+    model.first.weight.fill_(-1.0)
+    error = refused(model, [torch.rand(2, 4)])
+    assert any("log" in place for place in error.where), error.where
+    assert not any(m.has_data for m in model.modules() if isinstance(m, FakeQuantize))

@@ -1,9 +1,17 @@
-"""Observers: mergeable statistics of tensors, and the rules that read quantization parameters from them."""
+"""Observers and fake quantizers: mergeable statistics of tensors, and what reads parameters from them.
+
+Quantization parameters are a scale and a zero point. Observers only look at tensors; fake quantizers also
+quantize and dequantize them, for quantization-aware training.
+"""
 
 from .base import ObserverBase, ObserverOrFakeQuantize
 from .derived import DerivedObserver
-from .factory import create_observer
+from .derived_fake_quantize import DerivedFakeQuantize
+from .factory import create_fake_quantize, create_observer
+from .fake_quantize import FakeQuantize, FixedQParamsFakeQuantize, FusedMovingAvgObsFakeQuantize
+from .fake_quantize_base import FakeQuantizeBase
 from .histogram_observer import HistogramObserver
+from .learnable import LearnableFakeQuantize
 from .min_max import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -13,12 +21,19 @@ from .min_max import (
 from .partial import ObserverConstructor
 from .range_rules import Percentile
 from .statistic import StatisticObserver
+from .toggles import disable_fake_quant, disable_observer, enable_fake_quant, enable_observer, observing
 from .unobserved import FixedQParamsObserver, PlaceholderObserver
 
 __all__ = [
+    "DerivedFakeQuantize",
     "DerivedObserver",
+    "FakeQuantize",
+    "FakeQuantizeBase",
+    "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
+    "FusedMovingAvgObsFakeQuantize",
     "HistogramObserver",
+    "LearnableFakeQuantize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
@@ -29,5 +44,11 @@ __all__ = [
     "Percentile",
     "PlaceholderObserver",
     "StatisticObserver",
+    "create_fake_quantize",
     "create_observer",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
+    "observing",
 ]

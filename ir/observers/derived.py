@@ -12,7 +12,7 @@ from ...errors import NotCalibratedError, SpecError
 from .base import ObserverBase
 from .qparams import IntegerRange
 
-__all__ = ["DerivedObserver"]
+__all__ = ["DerivedObserver", "all_have_data", "derive_qparams"]
 
 
 class DerivedObserver(ObserverBase):
@@ -43,9 +43,9 @@ class DerivedObserver(ObserverBase):
         is_dynamic: bool = False,
     ) -> None:
         super().__init__(dtype, is_dynamic)
-        integers = IntegerRange.of(self.dtype, quant_min, quant_max)
-        self.quant_min = integers.quant_min
-        self.quant_max = integers.quant_max
+        self._integers = IntegerRange.of(self.dtype, quant_min, quant_max)
+        self.quant_min = self._integers.quant_min
+        self.quant_max = self._integers.quant_max
         self.qscheme = qscheme
         self.ch_axis = ch_axis
         self.sources = tuple(sources)
@@ -54,7 +54,7 @@ class DerivedObserver(ObserverBase):
     @property
     def has_data(self) -> bool:
         """Whether all sources have data."""
-        return all(getattr(source, "has_data", True) for source in self.sources)
+        return all_have_data(self.sources)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
@@ -67,26 +67,47 @@ class DerivedObserver(ObserverBase):
             NotCalibratedError: a source saw no data.
             SpecError: the function's scale is not positive and finite, or its zero point outside the range.
         """
-        if not self.has_data:
-            raise NotCalibratedError(
-                "a DerivedObserver has a source that saw no data",
-                hint="run representative inputs through the prepared model before converting it",
-            )
-        scale, zero_point = self.derive_qparams_fn(list(self.sources))
-        scale = torch.as_tensor(scale).to(torch.float32).reshape(-1)
-        wide_zero_point = torch.as_tensor(zero_point).to(torch.int64).reshape(-1)
-        if not (scale.isfinite() & (scale > 0)).all():
-            raise SpecError(
-                f"{self.derive_qparams_fn!r} derived the scale {scale.tolist()}",
-                hint="a scale is a positive, finite number",
-            )
-        if not ((wide_zero_point >= self.quant_min) & (wide_zero_point <= self.quant_max)).all():
-            raise SpecError(
-                f"{self.derive_qparams_fn!r} derived the zero point {wide_zero_point.tolist()}",
-                hint=f"zero points lie in [{self.quant_min}, {self.quant_max}]",
-            )
-        return scale, wide_zero_point.to(torch.int32)
+        return derive_qparams(self.sources, self.derive_qparams_fn, self._integers)
 
     def extra_repr(self) -> str:
         """What distinguishes this observer from others of its class."""
         return f"dtype={self.dtype}, sources={len(self.sources)}, qscheme={self.qscheme}"
+
+
+def all_have_data(sources: Sequence[nn.Module]) -> bool:
+    """Whether parameters can be derived from ``sources``; a user's observer that does not say has data."""
+    return all(getattr(source, "has_data", True) for source in sources)
+
+
+def derive_qparams(
+    sources: Sequence[nn.Module],
+    derive_qparams_fn: Callable[[list[Any]], tuple[Tensor, Tensor]],
+    integers: IntegerRange,
+) -> tuple[Tensor, Tensor]:
+    """What the function makes of the sources: a float32 scale and an int32 zero point of one dimension each.
+
+    Raises:
+        NotCalibratedError: a source saw no data.
+        SpecError: the function's scale is not positive and finite, or its zero point outside the range.
+    """
+    if not all_have_data(sources):
+        raise NotCalibratedError(
+            "derived parameters have a source that saw no data",
+            hint="run representative inputs through the prepared model before converting it",
+        )
+    with torch.no_grad():
+        scale, zero_point = derive_qparams_fn(list(sources))
+    scale = torch.as_tensor(scale).to(torch.float32).reshape(-1)
+    wide_zero_point = torch.as_tensor(zero_point).to(torch.int64).reshape(-1)
+    if not (scale.isfinite() & (scale > 0)).all():
+        raise SpecError(
+            f"{derive_qparams_fn!r} derived the scale {scale.tolist()}",
+            hint="a scale is a positive, finite number",
+        )
+    low, high = integers.quant_min, integers.quant_max
+    if not ((wide_zero_point >= low) & (wide_zero_point <= high)).all():
+        raise SpecError(
+            f"{derive_qparams_fn!r} derived the zero point {wide_zero_point.tolist()}",
+            hint=f"zero points lie in [{low}, {high}]",
+        )
+    return scale, wide_zero_point.to(torch.int32)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...errors import CalibrationDataError
+from .distributed import extremes_of_all_ranks
 
-__all__ = ["check_observable", "finite_min_max", "flatten_dense"]
+__all__ = ["check_observable", "finite_min_max", "flatten_dense", "not_finite"]
 
 
 def check_observable(x: object) -> None:
@@ -28,10 +29,12 @@ def flatten_dense(x: Tensor) -> Tensor:
 
 
 def finite_min_max(x: Tensor, ch_axis: int | None = None) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value of a non-empty ``x``, or of each of its channels.
+    """The smallest and largest value of ``x``, or of each of its channels.
+
+    In the forward of ``DistributedDataParallel`` they are those of the ``x`` of all ranks.
 
     Args:
-        x: floating-point tensor with at least one element.
+        x: floating-point tensor. Without elements its extremes are +inf and -inf.
         ch_axis: the channel axis; None for the extremes of the whole tensor.
 
     Returns:
@@ -41,24 +44,35 @@ def finite_min_max(x: Tensor, ch_axis: int | None = None) -> tuple[Tensor, Tenso
     Raises:
         CalibrationDataError: NaN, infinity, or a float64 value beyond float32 in ``x``; or no such axis.
     """
+    if ch_axis is not None and not -x.dim() <= ch_axis < x.dim():
+        raise CalibrationDataError(
+            f"an observer with ch_axis={ch_axis} was handed a tensor of shape {list(x.shape)}",
+            hint="choose an axis that the tensor has",
+        )
+    low, high = _min_max(x, ch_axis)
+    # Rounding is monotone: the extremes of the rounded values are the rounded extremes.
+    low, high = extremes_of_all_ranks(low.to(torch.float32), high.to(torch.float32))
+    # NaN and infinity show in the extremes, so good data are read only once. Halves, for finite ones that
+    # are float32's largest number apart.
+    if not (high / 2 - low / 2 < torch.inf).all():
+        raise not_finite(x)
+    return low + 0.0, high + 0.0
+
+
+def _min_max(x: Tensor, ch_axis: int | None) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        shape = [] if ch_axis is None else [x.shape[ch_axis]]
+        return x.new_full(shape, torch.inf), x.new_full(shape, -torch.inf)
     if ch_axis is None:
         low, high = torch.aminmax(flatten_dense(x))
-    else:
-        if not -x.dim() <= ch_axis < x.dim():
-            raise CalibrationDataError(
-                f"an observer with ch_axis={ch_axis} was handed a tensor of shape {list(x.shape)}",
-                hint="choose an axis that the tensor has",
-            )
-        low, high = torch.aminmax(x.movedim(ch_axis, 0).flatten(1), dim=1)
-    # Rounding is monotone: the extremes of the rounded values are the rounded extremes.
-    low, high = low.to(torch.float32) + 0.0, high.to(torch.float32) + 0.0
-    # NaN and infinity show in the extremes, so good data are read only once.
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise _not_finite(x)
-    return low, high
+        return low, high
+    channels = x.movedim(ch_axis, 0).flatten(1)
+    # One reduction that finds both at once is 20 times slower along an axis (torch 2.13 on CPU).
+    return channels.amin(1), channels.amax(1)
 
 
-def _not_finite(x: Tensor) -> CalibrationDataError:
+def not_finite(x: Tensor) -> CalibrationDataError:
+    """The error that says what an observer met in ``x``."""
     values = x.to(torch.float32)
     kinds = {
         "NaN": values.isnan(),
@@ -68,6 +82,7 @@ def _not_finite(x: Tensor) -> CalibrationDataError:
     }
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    found = found or "NaN or infinity on another rank, not"
     return CalibrationDataError(
         f"an observer met {found} among the {x.numel()} values of a tensor of shape {list(x.shape)}",
         hint="find the batch (or the operator) that makes them, and calibrate without it",

@@ -1,20 +1,22 @@
-"""From a spec to its observer."""
+"""From a spec to its observer or fake quantizer."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ...errors import SpecError
-from ..specs import ConcreteSpec, DerivedQuantizationSpec, FixedQParamsQuantizationSpec
+from ..specs import ConcreteSpec, DerivedQuantizationSpec, FixedQParamsQuantizationSpec, QuantizationSpec
 from .derived import DerivedObserver
-from .partial import ObserverConstructor
+from .derived_fake_quantize import DerivedFakeQuantize
+from .fake_quantize import FixedQParamsFakeQuantize
+from .partial import ObserverConstructor, accepted_keywords
 from .unobserved import FixedQParamsObserver
 
-__all__ = ["create_observer"]
+__all__ = ["create_fake_quantize", "create_observer"]
 
 _FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
 
@@ -37,19 +39,62 @@ def create_observer(spec: ConcreteSpec, *, derived_from: Sequence[nn.Module] = (
         SpecError: the constructor does not return a module, ``derived_from`` does not fit the spec, or the
             observer refuses the spec's fields.
     """
-    fields = {name: getattr(spec, name, None) for name in _FIELDS}
-    given = {name: value for name, value in fields.items() if value is not None}
     if isinstance(spec, FixedQParamsQuantizationSpec):
-        return FixedQParamsObserver(spec.scale, spec.zero_point, **given)
+        return FixedQParamsObserver(spec.scale, spec.zero_point, **_fields(spec))
     if isinstance(spec, DerivedQuantizationSpec):
-        if len(derived_from) != len(spec.derived_from):
-            raise SpecError(
-                f"a spec derived from {len(spec.derived_from)} points got {len(derived_from)} observers",
-                hint="hand in the observer of each point, in the order of derived_from",
-            )
-        return DerivedObserver(derived_from, spec.derive_qparams_fn, **given)
+        _check_sources(spec, derived_from)
+        return DerivedObserver(derived_from, spec.derive_qparams_fn, **_fields(spec))
+    return _construct(spec, _fields(spec))
+
+
+def create_fake_quantize(
+    spec: ConcreteSpec, *, derived_from: Sequence[nn.Module] = (), shape: Sequence[int] | None = None
+) -> nn.Module:
+    """Make a new module that does in training what ``spec`` asks for; :func:`create_observer` for training.
+
+    Fixed and derived parameters quantize in training too. A ``QuantizationSpec`` gets what its constructor
+    makes, which may be a plain observer.
+
+    Args:
+        spec: what to find.
+        derived_from: the modules of the points of a ``DerivedQuantizationSpec``, in their order.
+        shape: the shape of the tensor, if it is known. A ``LearnableFakeQuantize`` of channels needs it,
+            since it has parameters from the start.
+
+    Returns:
+        A module in which nothing was observed yet.
+
+    Raises:
+        SpecError: as :func:`create_observer`.
+    """
+    if isinstance(spec, FixedQParamsQuantizationSpec):
+        fixed = FixedQParamsObserver.with_args(scale=spec.scale, zero_point=spec.zero_point)
+        return FixedQParamsFakeQuantize(fixed, **_fields(spec))
+    if isinstance(spec, DerivedQuantizationSpec):
+        _check_sources(spec, derived_from)
+        return DerivedFakeQuantize(derived_from, spec.derive_qparams_fn, **_fields(spec))
+    fields = _fields(spec)
+    if shape is not None and spec.ch_axis is not None and _names_channels(spec.observer_or_fake_quant_ctr):
+        fields["channels"] = int(shape[spec.ch_axis])
+    return _construct(spec, fields)
+
+
+def _fields(spec: ConcreteSpec) -> dict[str, Any]:
+    fields = {name: getattr(spec, name, None) for name in _FIELDS}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _check_sources(spec: DerivedQuantizationSpec, sources: Sequence[nn.Module]) -> None:
+    if len(sources) != len(spec.derived_from):
+        raise SpecError(
+            f"a spec derived from {len(spec.derived_from)} points got {len(sources)} observers",
+            hint="hand in the observer of each point, in the order of derived_from",
+        )
+
+
+def _construct(spec: QuantizationSpec, keywords: dict[str, Any]) -> nn.Module:
     constructor = spec.observer_or_fake_quant_ctr
-    observer: Any = constructor(**_accepted(constructor, given))
+    observer: Any = constructor(**accepted_keywords(constructor, keywords))
     if not isinstance(observer, nn.Module):
         raise SpecError(
             f"the observer constructor {constructor!r} returned a {type(observer).__name__}",
@@ -58,13 +103,7 @@ def create_observer(spec: ConcreteSpec, *, derived_from: Sequence[nn.Module] = (
     return observer
 
 
-def _accepted(constructor: Callable[..., object], keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``keywords`` that ``constructor`` takes."""
-    signature = inspect.signature(
-        constructor.factory if isinstance(constructor, ObserverConstructor) else constructor
-    )
-    parameters = signature.parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return keywords
-    by_name = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
-    return {name: value for name, value in keywords.items() if name in by_name}
+def _names_channels(constructor: Any) -> bool:
+    """Whether ``constructor`` has a parameter ``channels``; ``**kwargs`` would hand it to an observer."""
+    factory = constructor.factory if isinstance(constructor, ObserverConstructor) else constructor
+    return "channels" in inspect.signature(factory).parameters

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .distributed import sum_of_all_ranks
 from .extremes import finite_min_max, flatten_dense
 
 __all__ = [
@@ -113,22 +114,24 @@ def empty_histogram(bins: int) -> DyadicHistogram:
 
 
 def observe_values(histogram: DyadicHistogram, x: Tensor) -> DyadicHistogram:
-    """``histogram`` with the values of ``x`` added.
+    """``histogram`` with the values of ``x`` added (in a distributed forward, of the ``x`` of all ranks).
 
     Args:
         histogram: what was counted before; not written to.
-        x: floating-point tensor with at least one element, on the device of the counts. float64 is rounded to
-            float32.
+        x: floating-point tensor on the device of the counts. float64 is rounded to float32.
 
     Raises:
         CalibrationDataError: NaN or infinity in ``x``.
     """
     values = flatten_dense(x)
     low, high = finite_min_max(values)
+    if low > high:
+        return histogram
     min_val, max_val = min(histogram.min_val, low.item()), max(histogram.max_val, high.item())
     bins = len(histogram.counts)
     grid = Grid.covering(min_val, max_val, bins)
-    counts = _regridded(histogram, grid) + _count(values.to(torch.float32), grid, bins)
+    counts = _count(values.to(torch.float32), grid, bins)
+    counts = _regridded(histogram, grid) + sum_of_all_ranks(counts)
     return DyadicHistogram(min_val, max_val, counts)
 
 
@@ -166,6 +169,8 @@ def _regridded(histogram: DyadicHistogram, grid: Grid) -> Tensor:
 def _count(values: Tensor, grid: Grid, bins: int) -> Tensor:
     """How many of ``values`` (float32, one dimension, covered by ``grid``) fall into each bin."""
     counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    if not len(values):
+        return counts
     chunk = min(_CHUNK, len(values)) if values.device.type == "cpu" else len(values)
     scaled = torch.empty(chunk, dtype=torch.float32, device=values.device)
     index = torch.empty(chunk, dtype=torch.int32, device=values.device)

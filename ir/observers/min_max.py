@@ -54,7 +54,7 @@ class _ExtremesObserver(StatisticObserver):
 
     @abstractmethod
     def _combine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The extremes after data whose own are ``low`` and ``high``."""
+        """The extremes after one more tensor, whose own are ``low`` and ``high``."""
 
     @property
     def has_data(self) -> bool:
@@ -73,7 +73,9 @@ class _ExtremesObserver(StatisticObserver):
     def _observe(self, x: Tensor) -> None:
         low, high = finite_min_max(x, self.ch_axis)
         self._check_channels(low)
-        self._store(*self._combine(low, high))
+        # Else no rank had data; see StatisticObserver._observe.
+        if x.numel() or (low <= high).all():
+            self._store(*self._combine(low, high))
 
     def _check_channels(self, low: Tensor) -> None:
         if self.min_val.numel() not in (0, low.numel()):
@@ -130,14 +132,12 @@ class _AveragingObserver(_ExtremesObserver):
         self.register_buffer("tensors_seen", torch.zeros((), dtype=torch.int64))
 
     def _combine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.tensors_seen:
+        first = not self.tensors_seen
+        self.tensors_seen = self.tensors_seen + 1
+        if first:
             return low, high
         c = self.averaging_constant
         return self.min_val + c * (low - self.min_val), self.max_val + c * (high - self.max_val)
-
-    def _observe(self, x: Tensor) -> None:
-        super()._observe(x)
-        self.tensors_seen = self.tensors_seen + 1
 
     def reset(self) -> None:
         """Forget all data."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...errors import SpecError
 
-__all__ = ["ObserverConstructor"]
+__all__ = ["ObserverConstructor", "accepted_keywords"]
 
 
 def _sorted_items(keywords: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -65,3 +65,15 @@ class ObserverConstructor:
     def __repr__(self) -> str:
         bound = ", ".join(f"{name}={value!r}" for name, value in self.keywords)
         return f"{self._name}.with_args({bound})"
+
+
+def accepted_keywords(constructor: Callable[..., object], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``keywords`` that ``constructor`` has parameters for: all if it takes ``**kwargs``."""
+    signature = inspect.signature(
+        constructor.factory if isinstance(constructor, ObserverConstructor) else constructor
+    )
+    parameters = signature.parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return dict(keywords)
+    by_name = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    return {name: value for name, value in keywords.items() if name in by_name}

@@ -110,9 +110,8 @@ def qparams_of_range(
         scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=eps)
         middle = integers.midpoint if integers.dtype in _UNSIGNED_DTYPES else 0
         return scale, torch.full_like(scale, middle, dtype=torch.int32)
-    span = high - low
-    # Only a span beyond float32's largest number is divided term by term: that rounds twice.
-    scale = torch.where(span.isinf(), high / steps - low / steps, span / steps).clamp(min=eps)
+    # Halves are exact, and their difference is finite where that of the extremes is not.
+    scale = ((high / 2 - low / 2) / (steps / 2)).clamp(min=eps)
     # int64 until clamped: the range of int32 itself overflows int32 here.
     zero_point = integers.quant_min - torch.round(low / scale).to(torch.int64)
     return scale, zero_point.clamp(integers.quant_min, integers.quant_max).to(torch.int32)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ...errors import NotCalibratedError, SpecError
 from .base import ObserverBase
+from .distributed import running_group
+from .exact_buffers import dtypes_kept
 from .extremes import check_observable
 from .qparams import IntegerRange, qparams_of_range
 
@@ -103,7 +105,10 @@ class StatisticObserver(ObserverBase):
 
     @abstractmethod
     def _observe(self, x: Tensor) -> None:
-        """Add ``x`` (floating-point, not empty, no gradient) to the statistic; change nothing on an error."""
+        """Add ``x`` (floating-point, no gradient) to the statistic; change nothing on an error.
+
+        ``x`` is empty only in the forward of ``DistributedDataParallel``.
+        """
 
     @abstractmethod
     def _range(self) -> tuple[Tensor, Tensor]:
@@ -120,6 +125,9 @@ class StatisticObserver(ObserverBase):
     def forward(self, x: Tensor) -> Tensor:
         """Add ``x`` to the statistic; empty tensors do not count.
 
+        In the forward of ``DistributedDataParallel`` what is added is the ``x`` of all ranks, on each of
+        them.
+
         Args:
             x: tensor of any floating-point dtype and memory format.
 
@@ -132,7 +140,8 @@ class StatisticObserver(ObserverBase):
         if self.has_seen(x):
             return x
         check_observable(x)
-        if x.numel() == 0:
+        # Other ranks may have data, and wait for this one.
+        if x.numel() == 0 and running_group() is None:
             return x
         if self.observe_once:
             self.reset()
@@ -183,15 +192,13 @@ class StatisticObserver(ObserverBase):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
+        with dtypes_kept(self):
+            return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # Loading writes into the buffers, which copies of the graph share.
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.clone()
         super()._load_from_state_dict(*args, **kwargs)
         # What was loaded need not be the statistic of the tensor last seen.
         self._sighting = None

@@ -1,0 +1,131 @@
+"""One rank of the distributed tests: ``python ddp_worker.py RANK RANKS FOLDER``.
+
+Run as a script by ``test_distributed.py``, which compares what the ranks write into FOLDER.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lowbit.errors import CalibrationDataError
+from lowbit.ir.observers import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    HistogramObserver,
+    LearnableFakeQuantize,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+STEPS = 3
+PER_CHANNEL = {"dtype": torch.int8, "qscheme": torch.per_channel_symmetric}
+# How many rows of each batch go to rank 0 of 2: uneven, and once none at all.
+SHARES = (4, 7, 0)
+
+
+class Observed(nn.Module):
+    """All element by element, so that no rounding depends on how a batch is divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(5, 3, generator=generator))
+        self.input = FusedMovingAvgObsFakeQuantize(averaging_constant=0.25, dtype=torch.uint8)
+        self.of_weight = FakeQuantize(MovingAveragePerChannelMinMaxObserver, **PER_CHANNEL)
+        self.columns = FakeQuantize(PerChannelMinMaxObserver, ch_axis=1, dtype=torch.int8)
+        self.output = FakeQuantize(HistogramObserver, dtype=torch.uint8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.columns(self.input(x)) * self.of_weight(self.weight).sum(1))
+
+
+class Learned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(5, 4)
+        self.input = LearnableFakeQuantize(dtype=torch.uint8)
+        self.of_weight = LearnableFakeQuantize(PerChannelMinMaxObserver, channels=4, **PER_CHANNEL)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.of_weight(self.linear.weight)
+        return nn.functional.linear(self.input(x), weight, self.linear.bias)
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(8, 5, generator=torch.Generator().manual_seed(step)) * (step + 1)
+
+
+def share(step: int, rank: int, ranks: int) -> torch.Tensor:
+    rows = SHARES[step]
+    return batch(step) if ranks == 1 else batch(step)[:rows] if rank == 0 else batch(step)[rows:]
+
+
+def observe(model: Observed, run: nn.Module, rank: int, ranks: int) -> list[dict[str, Any]]:
+    """The state after each step; the weight changes between steps, the same way on every rank."""
+    states = []
+    for step in range(STEPS):
+        run(share(step, rank, ranks)).sum().backward()
+        with torch.no_grad():
+            model.weight.mul_(1.5)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    return states
+
+
+def learn(model: Learned, run: nn.Module, rank: int, ranks: int) -> list[dict[str, Any]]:
+    # Made before there are data, as users do.
+    zero_points = [p for name, p in model.named_parameters() if name.endswith("zero_point")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("zero_point")]
+    # Zero points are in units of integers, and their gradients in units of the loss a scale.
+    groups = [{"params": others}, {"params": zero_points, "lr": 100.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    states = []
+    for step in range(STEPS):
+        loss = run(batch(step) if ranks == 1 else batch(step)[rank::ranks]).square().mean()
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    states.append({name: value.clone() for name, value in model.state_dict().items()})
+    return states
+
+
+def meet_bad_data(run: nn.Module, rank: int) -> str:
+    x = batch(0)
+    if rank == 1:
+        x[0, 0] = float("nan")
+    try:
+        run(x)
+    except CalibrationDataError as error:
+        return error.found
+    return "nothing"
+
+
+def main(rank: int, ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
+    )
+    observed, learned, alone = Observed(), Learned(), Observed()
+    run = DistributedDataParallel(observed)
+    report = {
+        "observed": observe(observed, run, rank, ranks),
+        "learned": learn(learned, DistributedDataParallel(learned), rank, ranks),
+        "bad data": meet_bad_data(run, rank),
+    }
+    if rank == 0:
+        # Outside of a distributed forward nobody waits for the others.
+        alone(batch(0))
+        observed.eval()(batch(0))
+    torch.save(report, folder / f"rank{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
