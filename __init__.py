@@ -2,12 +2,24 @@
 
 from . import backends, errors
 from .backends.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from .backends.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from .backends.xpu_inductor import XPUInductorQuantizer, get_default_xpu_inductor_quantization_config
+from .export_utils import (
+    allow_exported_model_train_eval,
+    freeze_bn_stats,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
 from .ir.annotation import QuantizationAnnotation
 from .ir.ledger import Decision
 from .ir.observers import (
     DerivedObserver,
+    FakeQuantize,
+    FixedQParamsFakeQuantize,
     FixedQParamsObserver,
+    FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
+    LearnableFakeQuantize,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
@@ -15,6 +27,10 @@ from .ir.observers import (
     ObserverOrFakeQuantize,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
 )
 from .ir.quantizer import Quantizer
 from .ir.specs import (
@@ -30,16 +46,27 @@ from .ir.stages import Stage, get_stage
 from .matchers.source_partitions import SourcePartition, get_source_partitions
 from .matchers.subgraph import SubgraphMatcherWithNameNodeMap
 from .passes import Pass, PassContext, PassManager, Pipeline, register_pass
-from .quantize_pt2e import calibrate, convert_pt2e, decisions, lower_pt2e, prepare_pt2e
+from .quantize_pt2e import (
+    calibrate,
+    convert_pt2e,
+    decisions,
+    lower_pt2e,
+    prepare_pt2e,
+    prepare_qat_pt2e,
+)
 
 __all__ = [
     "Decision",
     "DerivedObserver",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
+    "FakeQuantize",
+    "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
     "FixedQParamsQuantizationSpec",
+    "FusedMovingAvgObsFakeQuantize",
     "HistogramObserver",
+    "LearnableFakeQuantize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
@@ -61,15 +88,28 @@ __all__ = [
     "Stage",
     "SubgraphMatcherWithNameNodeMap",
     "X86InductorQuantizer",
+    "XNNPACKQuantizer",
+    "XPUInductorQuantizer",
+    "allow_exported_model_train_eval",
     "backends",
     "calibrate",
     "convert_pt2e",
     "decisions",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
     "errors",
+    "freeze_bn_stats",
     "get_default_x86_inductor_quantization_config",
+    "get_default_xpu_inductor_quantization_config",
     "get_source_partitions",
     "get_stage",
+    "get_symmetric_quantization_config",
     "lower_pt2e",
+    "move_exported_model_to_eval",
+    "move_exported_model_to_train",
     "prepare_pt2e",
+    "prepare_qat_pt2e",
     "register_pass",
 ]

@@ -12,23 +12,23 @@ import torch
 from torch.fx import GraphModule
 
 from .backends.base import Backend
-from .backends.pipelines import CONVERT, PREPARE
+from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
 from .errors import GraphInputError, UnknownNameError, UnsupportedError
 from .ir.attributes import find_attribute
+from .ir.clone import own_tensors
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
+from .ir.meta import BACKEND_KEY, LEDGER_KEY
 from .ir.quantizer import Quantizer
 from .ir.schema import argument
 from .ir.verifiers import is_observer
-from .passes import PassContext, PassManager, Pipeline
-from .passes.instruments import Instrument, Verify
+from .passes import PassContext, PassManager, Pipeline, ReferenceRepresentation
+from .passes.instruments import Instrument, TraceChanges, Verify
 
-__all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e"]
+__all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e", "prepare_qat_pt2e"]
 
-_BACKEND_KEY: Final = "lowbit.backend"
-_LEDGER_KEY: Final = "lowbit.ledger"
 _TRAINING_ARGUMENTS: Final = {
     torch.ops.aten.batch_norm.default: "training",
     torch.ops.aten.dropout.default: "train",
@@ -64,18 +64,68 @@ def prepare_pt2e(
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
     _check_exported(model)
-    if not isinstance(quantizer, Quantizer):
-        raise GraphInputError(
-            f"the quantizer is a {type(quantizer).__name__}, not a Quantizer",
-            hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
-        )
+    _check_quantizer(quantizer)
     backend = _backend_of(quantizer)
     _check_inference(model)
     default = PREPARE if backend is None else backend.prepare
     passes = default if pipeline is None else pipeline
     prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
     if backend is not None:
-        prepared.meta[_BACKEND_KEY] = backend.name
+        prepared.meta[BACKEND_KEY] = backend.name
+    return prepared
+
+
+def prepare_qat_pt2e(
+    model: GraphModule,
+    quantizer: Quantizer,
+    *,
+    pipeline: Pipeline | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> GraphModule:
+    """Annotate with ``quantizer`` and insert fake quantizers, for quantization-aware training.
+
+    ::
+
+        exported = torch.export.export(model.train(), example_inputs).module()
+        prepared = prepare_qat_pt2e(exported, X86InductorQuantizer().set_global(config))
+        optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-3)
+
+    Convolutions and linears with a BatchNorm behind them train with the weights that inference will have
+    (:mod:`lowbit.ir.conv_bn`). With fake quantization disabled, values and gradients are those of ``model``.
+
+    Args:
+        model: what ``torch.export.export(...).module()`` returns, of a model in training mode; what is in
+            evaluation mode in it (a frozen BatchNorm) stays so. It is not changed.
+        quantizer: says what is quantized and how; its presets with ``is_qat=True`` have fake quantizers.
+        pipeline: passes to run instead of the backend's own.
+        instruments: what looks on while they run, besides the verifier.
+
+    Returns:
+        A new graph module with parameters of its own, in training mode. Train it, with an optimizer over its
+        parameters; :func:`~lowbit.move_exported_model_to_eval` before evaluating it, then ``convert_pt2e``.
+
+    Raises:
+        GraphInputError: ``model`` was not exported.
+        StageError: ``model`` is prepared or converted already.
+        UnsupportedError: the backend has no quantization-aware training.
+        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
+    """
+    _check_exported(model)
+    _check_quantizer(quantizer)
+    backend = _backend_of(quantizer)
+    default = PREPARE_QAT if backend is None else backend.prepare_qat
+    passes = default if pipeline is None else pipeline
+    if passes is None:
+        assert backend is not None
+        raise UnsupportedError(
+            f"the backend {backend.name} has no quantization-aware training",
+            hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
+        )
+    prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
+    own_tensors(prepared)
+    torch.nn.Module.train(prepared, True)
+    if backend is not None:
+        prepared.meta[BACKEND_KEY] = backend.name
     return prepared
 
 
@@ -90,31 +140,30 @@ def convert_pt2e(
     """Replace observers by quantize/dequantize pairs with the parameters they found.
 
     Args:
-        model: a prepared and calibrated model. It is not changed.
-        use_reference_representation: write quantized operators as integer arithmetic.
+        model: a prepared model that was calibrated or trained. It is not changed; the result of a trained one
+            is in evaluation mode.
+        use_reference_representation: write quantized operators as integer arithmetic, and quantize and
+            dequantize in plain operators.
         fold_quantize: store quantized weights; False keeps float weights and quantizes them at every call.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
 
     Returns:
-        A new graph module of float operators between quantize/dequantize pairs.
+        A new graph module of float operators between quantize/dequantize pairs; with
+        ``use_reference_representation`` of integer operators, to read and to compare with, not to lower.
 
     Raises:
         StageError: ``model`` was not prepared.
         NotCalibratedError: an observer saw no data.
-        UnsupportedError: ``use_reference_representation``, which this version does not have.
     """
     _check_exported(model)
-    if use_reference_representation:
-        raise UnsupportedError(
-            "the reference representation is not there yet",
-            hint="leave use_reference_representation out for the quantize/dequantize form",
-        )
-    name = model.meta.get(_BACKEND_KEY)
+    name = model.meta.get(BACKEND_KEY)
     default = CONVERT if name is None else get_backend(name).convert
     passes = default if pipeline is None else pipeline
     if not fold_quantize and "fold-quantize" in passes.names:
         passes = passes.without("fold-quantize")
+    if use_reference_representation:
+        passes = Pipeline((*passes, ReferenceRepresentation()))
     return _run(model, passes, PassContext(ledger=_ledger_of(model)), instruments)
 
 
@@ -147,10 +196,16 @@ def lower_pt2e(
     Raises:
         StageError: ``model`` was not converted.
         UnknownNameError: there is no such backend, or none was named and none is recorded.
+        UnsupportedError: another program takes converted models of this backend; the hint says which.
     """
     _check_exported(model)
     chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
     passes = chosen.lower if pipeline is None else pipeline
+    if passes is None:
+        raise UnsupportedError(
+            f"models for {chosen.name} are not lowered here: what convert_pt2e returns is handed over",
+            hint=chosen.lowered_by,
+        )
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
@@ -189,6 +244,14 @@ def _check_exported(model: object) -> None:
     )
 
 
+def _check_quantizer(quantizer: object) -> None:
+    if not isinstance(quantizer, Quantizer):
+        raise GraphInputError(
+            f"the quantizer is a {type(quantizer).__name__}, not a Quantizer",
+            hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
+        )
+
+
 def _check_inference(model: GraphModule) -> None:
     """Post-training quantization is of the model as it infers."""
     for target, name in _TRAINING_ARGUMENTS.items():
@@ -209,7 +272,7 @@ def _backend_of(quantizer: Quantizer) -> Backend | None:
 
 
 def _named_backend(model: GraphModule, name: str | None) -> Backend:
-    name = name or model.meta.get(_BACKEND_KEY)
+    name = name or model.meta.get(BACKEND_KEY)
     if name is None:
         raise UnknownNameError(
             "no backend was named, and the model does not say whose quantizer prepared it",
@@ -219,7 +282,7 @@ def _named_backend(model: GraphModule, name: str | None) -> Backend:
 
 
 def _ledger_of(model: GraphModule) -> Ledger:
-    ledger: Ledger | None = model.meta.get(_LEDGER_KEY)
+    ledger: Ledger | None = model.meta.get(LEDGER_KEY)
     # A copy: the verbs change nothing of the model they are handed.
     return Ledger() if ledger is None else ledger.copy()
 
@@ -227,6 +290,6 @@ def _ledger_of(model: GraphModule) -> Ledger:
 def _run(
     model: GraphModule, pipeline: Pipeline, context: PassContext, instruments: Sequence[Instrument]
 ) -> GraphModule:
-    result = PassManager((Verify(), *instruments)).run(model, pipeline, context)
-    result.meta[_LEDGER_KEY] = context.ledger
+    result = PassManager((Verify(), TraceChanges(), *instruments)).run(model, pipeline, context)
+    result.meta[LEDGER_KEY] = context.ledger
     return result

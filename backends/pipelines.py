@@ -6,7 +6,10 @@ from ..passes import (
     Annotate,
     DuplicateDequantize,
     FoldBatchNorm,
+    FoldConvBnQat,
     FoldQuantize,
+    FuseConvBnQat,
+    InsertFakeQuantizers,
     InsertObservers,
     Normalize,
     ObserversToQdq,
@@ -15,10 +18,17 @@ from ..passes import (
     ResolveSharing,
 )
 
-__all__ = ["CONVERT", "PREPARE"]
+__all__ = ["CONVERT", "PREPARE", "PREPARE_QAT"]
 
 PREPARE = Pipeline((Normalize(), FoldBatchNorm(), Annotate(), ResolveSharing(), InsertObservers()))
 """FLOAT → OBSERVED, for post-training quantization."""
 
-CONVERT = Pipeline((ObserversToQdq(), DuplicateDequantize(), FoldQuantize(), PropagateMetadata()))
+PREPARE_QAT = Pipeline(
+    (Normalize(keep_gradients=True), Annotate(), FuseConvBnQat(), ResolveSharing(), InsertFakeQuantizers())
+)
+"""FLOAT → OBSERVED, for quantization-aware training."""
+
+CONVERT = Pipeline(
+    (FoldConvBnQat(), ObserversToQdq(), DuplicateDequantize(), FoldQuantize(), PropagateMetadata())
+)
 """OBSERVED → QDQ."""

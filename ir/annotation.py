@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import attrs
 from torch.fx import Node
 
+from .meta import ANNOTATION_KEY
 from .specs import QuantizationSpecBase
 
 __all__ = ["ANNOTATION_KEY", "QuantizationAnnotation", "get_annotation", "is_annotated", "set_annotation"]
-
-ANNOTATION_KEY: Final = "quantization_annotation"
 
 
 @attrs.define(slots=True)

@@ -8,20 +8,21 @@ uses of ``torch.fx`` internals that a copy without generating code needs (``Grap
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .aliasing import is_write
-from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .annotation import QuantizationAnnotation
 from .attributes import find_attribute, is_constant, set_tensor
-from .points import as_point
-from .specs import DerivedQuantizationSpec, EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
+from .graph_module import ExportedGraphModule
+from .meta import ANNOTATION_KEY
+from .points import map_points
+from .specs import EdgeOrNode
 
-__all__ = ["clone_graph_module"]
+__all__ = ["clone_graph_module", "own_tensors"]
 
 _T = TypeVar("_T")
 
@@ -39,9 +40,29 @@ def clone_graph_module(gm: GraphModule) -> GraphModule:
     generated: call ``recompile``.
     """
     copies: dict[int, torch.nn.Module] = {}
-    new = _clone_graph_module(gm, copies)
+    new = _clone_graph_module(gm, copies, ExportedGraphModule)
     _copy_written_tensors(new)
     return new
+
+
+def own_tensors(gm: GraphModule) -> None:
+    """Give ``gm`` parameters and buffers of its own, so that training it does not train its original.
+
+    Tensors that were one under several names are one still.
+    """
+    copies: dict[int, torch.Tensor] = {}
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in copies:
+            copy = tensor.detach().clone(memory_format=torch.preserve_format)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            copies[id(tensor)] = torch.nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+        return copies[id(tensor)]
+
+    for module in gm.modules():
+        for table in (module._parameters, module._buffers):
+            owned: dict[str, Any] = {name: own(value) for name, value in table.items() if value is not None}
+            table.update(owned)
 
 
 def _copy_written_tensors(gm: GraphModule) -> None:
@@ -54,8 +75,10 @@ def _copy_written_tensors(gm: GraphModule) -> None:
             set_tensor(gm, target, value.detach().clone())
 
 
-def _clone_graph_module(gm: GraphModule, copies: dict[int, torch.nn.Module]) -> GraphModule:
-    new = GraphModule(torch.nn.Module(), Graph(), class_name=type(gm).__name__)
+def _clone_graph_module(
+    gm: GraphModule, copies: dict[int, torch.nn.Module], kind: type[GraphModule] = GraphModule
+) -> GraphModule:
+    new = kind(torch.nn.Module(), Graph(), class_name=type(gm).__name__)
     fresh = set(new.__dict__)
     copies[id(gm)] = new
     # Whatever the user keeps on the module comes along; what GraphModule itself keeps is made anew, apart
@@ -118,6 +141,9 @@ def _remap_annotations(graph: Graph, node_map: dict[Node, Node]) -> None:
     def remap(node: _T) -> _T:
         return node_map.get(node, node) if isinstance(node, Node) else node
 
+    def remap_point(point: EdgeOrNode) -> EdgeOrNode:
+        return remap(point) if isinstance(point, Node) else (remap(point[0]), remap(point[1]))
+
     for node in graph.nodes:
         annotation: object = node.meta.get(ANNOTATION_KEY)
         if not isinstance(annotation, QuantizationAnnotation):
@@ -125,24 +151,8 @@ def _remap_annotations(graph: Graph, node_map: dict[Node, Node]) -> None:
         node.meta[ANNOTATION_KEY] = attrs.evolve(
             annotation,
             input_qspec_map={
-                remap(producer): _remap_spec(spec, remap)
+                remap(producer): map_points(spec, remap_point)
                 for producer, spec in annotation.input_qspec_map.items()
             },
-            output_qspec=_remap_spec(annotation.output_qspec, remap),
+            output_qspec=map_points(annotation.output_qspec, remap_point),
         )
-
-
-def _remap_spec(
-    spec: QuantizationSpecBase | None, remap: Callable[[Node], Node]
-) -> QuantizationSpecBase | None:
-    if isinstance(spec, SharedQuantizationSpec):
-        return attrs.evolve(spec, edge_or_node=_remap_point(spec.edge_or_node, remap))
-    if isinstance(spec, DerivedQuantizationSpec):
-        return attrs.evolve(spec, derived_from=[_remap_point(p, remap) for p in spec.derived_from])
-    return spec
-
-
-def _remap_point(point: EdgeOrNode, remap: Callable[[Node], Node]) -> EdgeOrNode:
-    if as_point(point) is None:
-        return point
-    return remap(point) if isinstance(point, Node) else (remap(point[0]), remap(point[1]))

@@ -1,38 +1,144 @@
-"""What changed between two snapshots, as data and as text."""
+"""What changed between two snapshots: which nodes, and in what respect."""
 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 from torch.fx import Node
+from torch.fx.node import map_arg
 
-from .snapshot import Snapshot, changed_attributes
+from .alignment import align
+from .points import map_points
+from .snapshot import NodeRecord, Snapshot, changed_attributes
+from .specs import EdgeOrNode
+from .text.short import format_arguments
 
-__all__ = ["GraphDiff", "diff"]
+__all__ = ["ASPECTS", "Aspect", "AttributeChange", "GraphDiff", "NodeChange", "diff"]
+
+Aspect: TypeAlias = Literal[
+    "added", "removed", "retargeted", "rewired", "edited", "annotated", "renamed", "moved"
+]
+ASPECTS: Final[tuple[Aspect, ...]] = get_args(Aspect)
+"""In what respect a node changed: it was added, removed; calls another operator; reads other nodes; has other
+literals among its arguments; has another annotation, sharing group or kernel; has another name; stands
+elsewhere in the order of nodes."""
+
+
+@attrs.frozen(eq=False)
+class NodeChange:
+    """What happened to one node.
+
+    Args:
+        aspects: in what respects it changed, in the order of :data:`ASPECTS`.
+        old: the node before; None when it was added.
+        new: the node after; None when it was removed.
+        before: what it was.
+        after: what it is.
+    """
+
+    aspects: tuple[Aspect, ...]
+    old: Node | None
+    new: Node | None
+    before: NodeRecord | None
+    after: NodeRecord | None
+
+    @property
+    def node(self) -> Node:
+        """The node, after if there is one."""
+        node = self.new or self.old
+        assert node is not None
+        return node
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The change as text: the node before behind ``-``, after behind ``+``, or behind ``>`` if it was
+        moved and nothing else."""
+        before = None if self.before is None or self.old is None else self.before.text(self.old)
+        after = None if self.after is None or self.new is None else self.after.text(self.new)
+        if self.aspects == ("moved",):
+            return (f"> {after}",)
+        return tuple(f"{sign} {text}" for sign, text in (("-", before), ("+", after)) if text is not None)
+
+
+@attrs.frozen
+class AttributeChange:
+    """What happened to something that nodes refer to by name.
+
+    Args:
+        target: the dotted name.
+        kind: "replaced", "written" into, or "graph": a nested graph that changed.
+        graph: how the nested graph changed.
+    """
+
+    target: str
+    kind: Literal["replaced", "written", "graph"]
+    graph: GraphDiff | None = None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The change as text, a nested graph indented."""
+        if self.graph is not None:
+            inside = (f"    {line}" for line in self.graph.lines)
+            return (f"@ graph {self.target}: {self.graph.stat}", *inside)
+        return (f"@ attribute {self.target} {'written into' if self.kind == 'written' else 'replaced'}",)
 
 
 @attrs.frozen
 class GraphDiff:
-    """What changed between two snapshots, aligned by node identity.
+    """What changed between two snapshots. A node that was not touched is not in it.
 
-    A node that was not touched appears in none of the fields.
+    Args:
+        nodes: the nodes that changed, where they stand; removed ones where they stood.
+        attributes: the attributes that changed.
     """
 
-    added: tuple[Node, ...]
-    removed: tuple[Node, ...]
-    changed: tuple[Node, ...]
-    moved: tuple[Node, ...]
-    attributes: tuple[str, ...]
-    lines: tuple[str, ...]
-    """As text: ``+`` added, ``-`` removed, ``-`` and ``+`` changed, ``>`` moved, ``@`` attributes. The diff
-    of a nested graph is indented below its attribute."""
+    nodes: tuple[NodeChange, ...]
+    attributes: tuple[AttributeChange, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed or self.moved or self.attributes)
+        return bool(self.nodes or self.attributes)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """As text: ``+`` added, ``-`` removed, ``-`` and ``+`` changed, ``>`` moved, ``@`` attributes."""
+        return tuple(line for change in (*self.nodes, *self.attributes) for line in change.lines)
+
+    def having(self, aspect: Aspect) -> tuple[Node, ...]:
+        """The nodes that changed in this respect."""
+        return tuple(change.node for change in self.nodes if aspect in change.aspects)
+
+    @property
+    def added(self) -> tuple[Node, ...]:
+        """The nodes that were not there before."""
+        return self.having("added")
+
+    @property
+    def removed(self) -> tuple[Node, ...]:
+        """The nodes that are no more."""
+        return self.having("removed")
+
+    @property
+    def moved(self) -> tuple[Node, ...]:
+        """The nodes that stand elsewhere, as few as can be."""
+        return self.having("moved")
+
+    @property
+    def changed(self) -> tuple[Node, ...]:
+        """The nodes that are something else than they were, wherever they stand."""
+        return tuple(c.node for c in self.nodes if c.aspects not in (("added",), ("removed",), ("moved",)))
+
+    @property
+    def counts(self) -> dict[Aspect, int]:
+        """How many nodes changed in each respect; those that none did are left out."""
+        counted = Counter(aspect for change in self.nodes for aspect in change.aspects)
+        return {aspect: counted[aspect] for aspect in ASPECTS if counted[aspect]}
 
     @property
     def stat(self) -> str:
@@ -44,53 +150,134 @@ class GraphDiff:
 
 
 def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
-    """Compare two snapshots of the same graph."""
-    old, new = before.records, after.records
-    kept = [node for node in new if node in old]
-    moved = set(kept) - _longest_kept_order([node for node in old if node in new], kept)
-    changed = [node for node in kept if not old[node].same_as(new[node])]
-    changed_set = set(changed)
-    attributes = tuple(changed_attributes(before, after))
+    """Compare two snapshots, of one graph at two moments or of two graphs.
 
-    lines: list[str] = []
-    removed = iter([node for node in old if node not in new])
-    position = {node: i for i, node in enumerate(old)}
-    pending = next(removed, None)
+    Nodes are aligned as :func:`~lowbit.ir.alignment.align` says. What a node reads is what it read before as
+    long as that is the same node, whatever became of it.
+    """
+    return _Comparison(before, after).diff()
 
-    for node in new:
-        if node in position:
+
+class _Comparison:
+    def __init__(self, before: Snapshot, after: Snapshot) -> None:
+        self.before, self.after = before, after
+        self.new_of = align(before, after)
+        self.old_of = {new: old for old, new in self.new_of.items()}
+        # Most diffs are of one graph, whose nodes are the same objects.
+        self.is_renamed = any(old is not new for old, new in self.new_of.items())
+        self.is_of_one_graph = any(old is new for old, new in self.new_of.items())
+
+    def diff(self) -> GraphDiff:
+        return GraphDiff(tuple(self._nodes()), tuple(self._attributes()))
+
+    def _nodes(self) -> Iterator[NodeChange]:
+        old, new = self.before.records, self.after.records
+        kept = list(self.new_of.values())
+        order = [self.new_of[node] for node in old if node in self.new_of]
+        moved = set(kept) - _longest_kept_order(order, kept)
+        position = {node: i for i, node in enumerate(old)}
+        removed = [node for node in old if node not in self.new_of]
+        shown = 0
+        for node, record in new.items():
+            source = self.old_of.get(node)
+            if source is None:
+                yield NodeChange(("added",), None, node, None, record)
+                continue
             # Removed nodes are shown where they stood: before the next node that is still there.
-            while pending is not None and position[pending] < position[node]:
-                lines.append(f"- {old[pending].text(pending)}")
-                pending = next(removed, None)
-        if node not in old:
-            lines.append(f"+ {new[node].text(node)}")
-        elif node in changed_set:
-            lines += [f"- {old[node].text(node)}", f"+ {new[node].text(node)}"]
-        elif node in moved:
-            lines.append(f"> {new[node].text(node)}")
-    while pending is not None:
-        lines.append(f"- {old[pending].text(pending)}")
-        pending = next(removed, None)
-    for target in attributes:
-        lines += _attribute_lines(target, before, after)
-    return GraphDiff(
-        added=tuple(node for node in new if node not in old),
-        removed=tuple(node for node in old if node not in new),
-        changed=tuple(changed),
-        moved=tuple(node for node in kept if node in moved),
-        attributes=attributes,
-        lines=tuple(lines),
-    )
+            while shown < len(removed) and position[removed[shown]] < position[source]:
+                yield NodeChange(("removed",), removed[shown], None, old[removed[shown]], None)
+                shown += 1
+            aspects: tuple[Aspect, ...] = (
+                *self._aspects(old[source], record),
+                *(("moved",) if node in moved else ()),
+            )
+            if aspects:
+                yield NodeChange(aspects, source, node, old[source], record)
+        for node in removed[shown:]:
+            yield NodeChange(("removed",), node, None, old[node], None)
+
+    def _aspects(self, old: NodeRecord, new: NodeRecord) -> Iterator[Aspect]:
+        if not self.is_renamed and old.same_as(new):
+            return
+        if (old.op, old.target) != (new.op, new.target):
+            yield "retargeted"
+        read_before, read_now = self._read(old, self._renewed), self._read(new, _same)
+        if read_before != read_now:
+            yield "rewired"
+        before, now = _literals(old), _literals(new)
+        # The same nodes and literals in another arrangement are other arguments, too.
+        arrangement_differs = read_before == read_now and _shape(old) != _shape(new)
+        if before != now or arrangement_differs:
+            yield "edited"
+        if self._annotation(old, self._renewed) != self._annotation(new, _same) or (
+            (old.groups, old.kernel) != (new.groups, new.kernel)
+        ):
+            yield "annotated"
+        if old.name != new.name:
+            yield "renamed"
+
+    def _renewed(self, node: Node) -> Node:
+        return self.new_of.get(node, node)
+
+    def _read(self, record: NodeRecord, rename: Callable[[Node], Node]) -> list[Node]:
+        nodes: list[Node] = []
+        map_arg((record.args, dict(record.kwargs)), lambda n: nodes.append(rename(n)))  # pyright: ignore[reportArgumentType]
+        return nodes
+
+    def _annotation(self, record: NodeRecord, rename: Callable[[Node], Node]) -> tuple[Any, ...] | None:
+        if record.annotation is None or not self.is_renamed:
+            return record.annotation
+
+        def point(value: EdgeOrNode) -> EdgeOrNode:
+            return rename(value) if isinstance(value, Node) else (rename(value[0]), rename(value[1]))
+
+        inputs, output, sharing, annotated = record.annotation
+        renamed = tuple((rename(node), map_points(spec, point)) for node, spec in inputs)
+        return renamed, map_points(output, point), sharing, annotated
+
+    def _attributes(self) -> Iterator[AttributeChange]:
+        for target in changed_attributes(self.before, self.after):
+            old, new = self.before.attributes[target], self.after.attributes[target]
+            if old is not None and new is not None and old.graph is not None and new.graph is not None:
+                inside = diff(old.graph, new.graph)
+                if inside:
+                    yield AttributeChange(target, "graph", inside)
+            elif old is not None and new is not None and not self.is_of_one_graph and new.equals(old):
+                continue  # two models have tensors of their own, also where they are the same
+            else:
+                written = old is not None and new is not None and new.written_since(old)
+                yield AttributeChange(target, "written" if written else "replaced")
 
 
-def _attribute_lines(target: str, before: Snapshot, after: Snapshot) -> list[str]:
-    old, new = before.attributes[target], after.attributes[target]
-    if old is not None and new is not None and old.graph is not None and new.graph is not None:
-        nested = diff(old.graph, new.graph)
-        return [f"@ graph {target}: {nested.stat}", *(f"    {line}" for line in nested.lines)]
-    written = old is not None and new is not None and new.written_since(old)
-    return [f"@ attribute {target} {'written into' if written else 'replaced'}"]
+def _same(node: Node) -> Node:
+    return node
+
+
+def _literals(record: NodeRecord) -> list[str]:
+    literals: list[str] = []
+
+    def collect(argument: Any) -> None:
+        if isinstance(argument, Node):
+            return
+        if isinstance(argument, (list, tuple)):
+            for item in argument:
+                collect(item)
+        elif isinstance(argument, Mapping):
+            for key, item in argument.items():
+                literals.append(repr(key))
+                collect(item)
+        else:
+            literals.append(repr(argument))
+
+    collect(record.args)
+    collect(record.kwargs)
+    return literals
+
+
+def _shape(record: NodeRecord) -> str:
+    """The arguments without the names of nodes."""
+    args, kwargs = map_arg((record.args, dict(record.kwargs)), lambda _: None)  # pyright: ignore[reportArgumentType]
+    return format_arguments(args, kwargs)
 
 
 def _longest_kept_order(before: list[Node], after: list[Node]) -> set[Node]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import attrs
 from torch.fx import Graph, Node
 
 from ..errors import AnnotationError
-from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .annotation import QuantizationAnnotation
 from .location import describe_point
+from .meta import ANNOTATION_KEY
 from .problems import Problem, combine, places
 from .specs import (
     DerivedQuantizationSpec,
@@ -25,6 +26,7 @@ __all__ = [
     "annotated_points",
     "as_point",
     "describe_reference",
+    "map_points",
     "owner_of",
     "point_fault",
     "tensor_of",
@@ -57,6 +59,24 @@ def as_point(value: object) -> EdgeOrNode | None:
             return (producer, consumer)
         case _:
             return None
+
+
+def map_points(
+    spec: QuantizationSpecBase | None, change: Callable[[EdgeOrNode], EdgeOrNode]
+) -> QuantizationSpecBase | None:
+    """``spec`` with each point it refers to replaced by what ``change`` makes of it.
+
+    What is no point stays as it is: whoever reads the annotation reports it.
+    """
+
+    def changed(value: EdgeOrNode) -> EdgeOrNode:
+        return value if as_point(value) is None else change(value)
+
+    if isinstance(spec, SharedQuantizationSpec):
+        return attrs.evolve(spec, edge_or_node=changed(spec.edge_or_node))
+    if isinstance(spec, DerivedQuantizationSpec):
+        return attrs.evolve(spec, derived_from=[changed(point) for point in spec.derived_from])
+    return spec
 
 
 def describe_reference(value: object) -> str:

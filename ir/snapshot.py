@@ -11,14 +11,15 @@ import functools
 import hashlib
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from .annotation import ANNOTATION_KEY, QuantizationAnnotation
+from .annotation import QuantizationAnnotation
 from .attributes import find_attribute
+from .meta import ANNOTATION_KEY, GROUPS_KEY, ID_KEY, KERNEL_KEY
 from .text import format_annotation, format_arguments, format_target, format_value
 
 __all__ = [
@@ -30,11 +31,6 @@ __all__ = [
     "take_snapshot",
     "written_attributes",
 ]
-
-GROUPS_KEY: Final = "lowbit.groups"
-"""``node.meta`` key: the sharing groups of the node's points, as text."""
-KERNEL_KEY: Final = "lowbit.kernel"
-"""``node.meta`` key: the operator pattern and kernel that a lowered node stands for."""
 
 
 class NodeRecord(NamedTuple):
@@ -52,6 +48,8 @@ class NodeRecord(NamedTuple):
     annotation: tuple[Any, ...] | None
     groups: str | None
     kernel: str | None
+    id: int | None
+    """Who the node is (see :mod:`.provenance`), None before the first pass."""
 
     def same_as(self, other: NodeRecord) -> bool:
         """Whether nothing that counts differs."""
@@ -105,6 +103,7 @@ def _record(node: Node) -> NodeRecord:
         _annotation(meta.get(ANNOTATION_KEY)),
         meta.get(GROUPS_KEY),
         meta.get(KERNEL_KEY),
+        meta.get(ID_KEY),
     )
 
 
@@ -122,6 +121,14 @@ class _Attribute:
             return self.graph.same_as(other.graph)
         return self.value is other.value and self.versions == other.versions and self._same_tensors(other)
 
+    def equals(self, other: _Attribute) -> bool:
+        """Whether the two, of different modules, hold the same values."""
+        return (
+            type(self.value) is type(other.value)
+            and len(self.tensors) == len(other.tensors)
+            and all(map(_equal, self.tensors, other.tensors))
+        )
+
     def written_since(self, other: _Attribute) -> bool:
         """Whether a tensor that both hold was written into between ``other`` and now."""
         if self.graph is not None and other.graph is not None:
@@ -130,6 +137,10 @@ class _Attribute:
 
     def _same_tensors(self, other: _Attribute) -> bool:
         return len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
 
 
 def _attribute(gm: GraphModule, target: str) -> _Attribute | None:

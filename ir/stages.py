@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import enum
-from typing import Final
 
 from torch.fx import GraphModule
 
+from .meta import STAGE_KEY
 from .quantized_decomposed import DEQUANTIZE_OPS, QUANTIZE_OPS
 
 __all__ = ["STAGE_KEY", "Stage", "get_stage", "set_stage"]
-
-STAGE_KEY: Final = "lowbit.stage"
 
 
 class Stage(enum.Enum):

@@ -15,12 +15,22 @@ from ..errors import StageError
 from . import quantized_decomposed as qd
 from .attributes import find_attribute
 from .location import describe_node, locate
+from .meta import REFERENCE_KEY
 from .points import annotated_points
 from .stages import Stage
 
 __all__ = ["is_observer", "verify"]
 
 _MOST_SHOWN = 5
+_OUT_DTYPE = torch.ops.higher_order.out_dtype
+_ACCUMULATING = frozenset(
+    {
+        torch.ops.aten.linear.default,
+        torch.ops.aten.conv1d.default,
+        torch.ops.aten.conv2d.default,
+        torch.ops.aten.conv3d.default,
+    }
+)
 
 
 def verify(gm: GraphModule, stage: Stage) -> None:
@@ -29,7 +39,9 @@ def verify(gm: GraphModule, stage: Stage) -> None:
     FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules
     exist; the same goes for nested graphs (the branches of ``cond``, say). ANNOTATED: annotations name edges
     that are there. OBSERVED: observers take one tensor. QDQ and after: no observer is left, literal scales
-    and zero points are legal, what is quantized is dequantized by the same parameters.
+    and zero points are legal, what is quantized is dequantized by the same parameters. REFERENCE: quantize
+    and dequantize are written out, integer accumulators read integers, and a convolution or linear that reads
+    dequantized tensors says why it computes in float.
 
     Raises:
         StageError: the broken rules, each with its node.
@@ -42,6 +54,8 @@ def verify(gm: GraphModule, stage: Stage) -> None:
         problems += _observed(gm)
     elif stage in {Stage.QDQ, Stage.REFERENCE, Stage.LOWERED}:
         problems += _quantized(gm)
+    if stage is Stage.REFERENCE:
+        problems += _reference(gm)
     if problems:
         (node, text), *others = problems
         more = f" (and {len(others)} more)" if others else ""
@@ -97,6 +111,20 @@ def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
                 assert isinstance(quantize, Node)
                 if quantize.args[1:] != node.args[1:]:
                     yield node, f"dequantizes with other parameters than %{quantize.name} quantized with"
+
+
+def _reference(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    for node in gm.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in qd.QUANTIZE_OPS or node.target in qd.DEQUANTIZE_OPS:
+            yield node, "it is not written out"
+        dequantized = [n for n in node.all_input_nodes if n.meta.get(REFERENCE_KEY) == "dequantize"]
+        if node.target is _OUT_DTYPE:
+            for source in dequantized:
+                yield node, f"an integer accumulator reads %{source.name}, which is float"
+        elif node.target in _ACCUMULATING and dequantized and REFERENCE_KEY not in node.meta:
+            yield node, f"it computes in float of %{dequantized[0].name} and does not say why"
 
 
 def _literals(node: Node) -> Iterator[tuple[Node, str]]:

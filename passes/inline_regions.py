@@ -20,13 +20,13 @@ from ..ir.ledger import Ledger
 __all__ = ["inline_grad_regions"]
 
 
-def inline_grad_regions(gm: GraphModule, ledger: Ledger) -> bool:
+def inline_grad_regions(gm: GraphModule, ledger: Ledger, *, keep_gradients: bool) -> bool:
     """Inline every ``wrap_with_set_grad_enabled`` region of ``gm``, nested ones too; say whether one was.
 
-    Values are the same; gradients flow where the region stopped them. Regions under ``torch.autocast`` are
-    left, since there the dtypes an operator computes in come from the region, and so are regions called in a
-    form that export does not write; both are entered in ``ledger`` (``autocast-region``,
-    ``grad-region-form``).
+    Values are the same. Gradients flow where the region stopped them; with ``keep_gradients`` its results are
+    detached, and regions that hold others stay (``nested-grad-region`` in the ledger). Regions under
+    ``torch.autocast`` stay, since there the dtypes an operator computes in come from the region, and so do
+    regions called in a form that export does not write (``autocast-region``, ``grad-region-form``).
     """
     for node in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast):
         ledger.missed("autocast-region", node, "its operators compute in the dtypes that autocast chooses")
@@ -41,6 +41,12 @@ def inline_grad_regions(gm: GraphModule, ledger: Ledger) -> bool:
         if region is None:
             ledger.missed("grad-region-form", call, "the region is not called the way torch.export does")
             continue
+        inner = region.graph.find_nodes(op="call_function", target=call.target)
+        if keep_gradients and inner:
+            ledger.missed("nested-grad-region", call, "it turns gradients on or off inside")
+            continue
+        if keep_gradients and call.args[0] is False:
+            _detach_results(call)
         inlined = _inline(gm, call, region, names)
         todo.extend(n for n in inlined if n.target is call.target)
         gm.graph.erase_node(call)
@@ -61,6 +67,19 @@ def _region_of(gm: GraphModule, call: Node) -> GraphModule | None:
         if user.target is not operator.getitem or not isinstance(results[cast(int, user.args[1])], Node):
             return None
     return region
+
+
+def _detach_results(call: Node) -> None:
+    """Put a ``detach`` behind each result of ``call`` that could have a gradient."""
+    for result in list(call.users):
+        value = result.meta.get("val")
+        if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
+            readers = list(result.users)
+            with call.graph.inserting_after(result):
+                detached = call.graph.call_function(torch.ops.aten.detach.default, (result,))
+            detached.meta = dict(result.meta)
+            for reader in readers:
+                reader.replace_input_with(result, detached)
 
 
 def _inline(gm: GraphModule, call: Node, region: GraphModule, names: FreeNames) -> list[Node]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 import attrs
 import torch
@@ -23,7 +24,7 @@ from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
 
-__all__ = ["InsertObservers"]
+__all__ = ["Create", "InsertObservers", "insert"]
 
 # A spec with one of these is how presets say that a tensor stays as it is (a bias, for one).
 _FLOAT_DTYPES = frozenset({torch.float32, torch.float64})
@@ -56,10 +57,41 @@ class InsertObservers:
             AnnotationError: an annotation names an edge that does not exist.
             UnsupportedError: a dtype that the quantize operators do not know.
         """
-        sharing = resolve_sharing(gm.graph)
-        targets = _make_observers(gm, sharing)
-        _Insertion(gm, sharing, targets, context.ledger).run()
-        return bool(targets)
+        return insert(gm, context.ledger, _create_observer, constants_once=True)
+
+
+class Create(Protocol):
+    """Makes the module for a spec."""
+
+    def __call__(
+        self, spec: ConcreteSpec, *, derived_from: Sequence[torch.nn.Module], shape: torch.Size | None
+    ) -> torch.nn.Module:
+        """``derived_from``: the modules of the points that a derived spec names; ``shape``: of the tensor."""
+        ...
+
+
+def _create_observer(
+    spec: ConcreteSpec, *, derived_from: Sequence[torch.nn.Module], shape: torch.Size | None
+) -> torch.nn.Module:
+    return create_observer(spec, derived_from=derived_from)
+
+
+def insert(gm: GraphModule, ledger: Ledger, create: Create, *, constants_once: bool) -> bool:
+    """Insert what ``create`` makes at every annotated point, one a sharing group; say whether there was one.
+
+    Args:
+        gm: the annotated graph module.
+        ledger: where points that cannot be observed are entered.
+        create: makes the modules.
+        constants_once: whether the values of parameters are observed once, since nothing changes them.
+
+    Raises:
+        SharingError, AnnotationError, UnsupportedError: see :meth:`InsertObservers.run`.
+    """
+    sharing = resolve_sharing(gm.graph)
+    targets = _make_observers(gm, sharing, create, constants_once)
+    _Insertion(gm, sharing, targets, ledger).run()
+    return bool(targets)
 
 
 def _needs_observer(group: SharingGroup) -> bool:
@@ -84,7 +116,9 @@ def _needs_observer(group: SharingGroup) -> bool:
     return True
 
 
-def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
+def _make_observers(
+    gm: GraphModule, sharing: SharingResult, create: Create, constants_once: bool
+) -> dict[int, str]:
     """One observer module a group, registered on ``gm``: group index → attribute name."""
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
@@ -92,10 +126,10 @@ def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
     constant = functools.cache(is_constant)
     for group in sharing.creation_order:
         if _needs_observer(group):
-            modules[group.index] = observer = _make_observer(group.spec, sharing, modules)
+            modules[group.index] = observer = _make_observer(group, sharing, modules, create)
             tensors = dict.fromkeys(tensor_of(point) for point in group.points)
             is_of_one_constant = len({n.target for n in tensors}) == 1 and all(map(constant, tensors))
-            if is_of_one_constant and hasattr(observer, "observe_once"):
+            if constants_once and is_of_one_constant and hasattr(observer, "observe_once"):
                 observer.observe_once = True  # pyright: ignore[reportArgumentType]  (as nn.Module types it)
     targets: dict[int, str] = {}
     # Registered in graph order, so that names read in the order of the model.
@@ -107,8 +141,9 @@ def _make_observers(gm: GraphModule, sharing: SharingResult) -> dict[int, str]:
 
 
 def _make_observer(
-    spec: ConcreteSpec, sharing: SharingResult, modules: dict[int, torch.nn.Module]
+    group: SharingGroup, sharing: SharingResult, modules: dict[int, torch.nn.Module], create: Create
 ) -> torch.nn.Module:
+    spec = group.spec
     sources: list[torch.nn.Module] = []
     if isinstance(spec, DerivedQuantizationSpec):
         for point in spec.derived_from:
@@ -121,7 +156,9 @@ def _make_observer(
                     hint="derive from points that are quantized",
                 )
             sources.append(modules[source.index])
-    return create_observer(spec, derived_from=sources)
+    value = tensor_of(group.points[0]).meta.get("val")
+    shape = value.shape if isinstance(value, torch.Tensor) else None
+    return create(spec, derived_from=sources, shape=shape)
 
 
 def _written_memory(graph: Graph) -> frozenset[Node]:

@@ -13,6 +13,7 @@ from ..ir.ledger import Ledger
 from ..ir.schema import argument, complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
+from ..ir.train_eval import DROPOUTS
 from .base import PassContext
 from .functional_form import make_functional
 from .inline_regions import inline_grad_regions
@@ -21,19 +22,6 @@ from .registry import register_pass
 __all__ = ["Normalize"]
 
 _aten = torch.ops.aten
-
-_DROPOUTS = (
-    _aten.dropout.default,
-    _aten.dropout_.default,
-    _aten.feature_dropout.default,
-    _aten.feature_dropout_.default,
-    _aten.alpha_dropout.default,
-    _aten.alpha_dropout_.default,
-    _aten.feature_alpha_dropout.default,
-    _aten.feature_alpha_dropout_.default,
-)
-# The same memory under another name; detach_ returns its very input.
-_SAME_MEMORY = (_aten.detach.default, _aten.alias.default)
 
 _WITHOUT_PADDING_MODE = {
     _aten.conv1d.padding: _aten.conv1d.default,
@@ -55,7 +43,9 @@ class Normalize:
     - In-place operators are functional (:mod:`.functional_form`).
     - Nodes, parameters, buffers and submodules that nothing reads are gone; calls with effects stay.
 
-    Values are kept, gradients are not: without ``detach`` and ``no_grad`` they flow further.
+    Values are kept, gradients are not: without ``detach`` and ``no_grad`` they flow further. With
+    ``keep_gradients``, for graphs that are to be trained, ``detach`` stays, and stands behind what was a
+    region of ``torch.no_grad()``.
 
     Bodies of ``cond``, ``while_loop`` and the like are normalized as well; their code is not generated.
     What had to be left is entered in the ledger, with the reasons of the two modules named above and
@@ -65,28 +55,30 @@ class Normalize:
     name: ClassVar[str] = "normalize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = None
+    keep_gradients: bool = False
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
-        changed = _normalize(gm, context.ledger, is_body=False)
+        keep = self.keep_gradients
+        changed = _normalize(gm, context.ledger, is_body=False, keep_gradients=keep)
         for body in nested_graph_modules(gm):
-            changed |= _normalize(body, context.ledger, is_body=True)
+            changed |= _normalize(body, context.ledger, is_body=True, keep_gradients=keep)
         if changed:
             delete_unused(gm)
         return changed
 
 
-def _normalize(gm: GraphModule, ledger: Ledger, *, is_body: bool) -> bool:
+def _normalize(gm: GraphModule, ledger: Ledger, *, is_body: bool, keep_gradients: bool) -> bool:
     graph = gm.graph
-    changed = inline_grad_regions(gm, ledger)
+    changed = inline_grad_regions(gm, ledger, keep_gradients=keep_gradients)
     for node in graph.nodes:
         changed |= complete_arguments(node)
     changed |= _merge_attribute_reads(graph)
     changed |= _resolve_padding_modes(graph, ledger)
-    changed |= _drop_identities(graph, is_body=is_body)
+    changed |= _drop_identities(graph, is_body=is_body, keep_gradients=keep_gradients)
     changed |= make_functional(graph, ledger)
     # Functional forms let aliases go that had to stay before.
-    changed |= _drop_identities(graph, is_body=is_body)
+    changed |= _drop_identities(graph, is_body=is_body, keep_gradients=keep_gradients)
     changed |= erase_unread(graph)
     return changed
 
@@ -132,14 +124,18 @@ def _padding_numbers(node: Node) -> list[int] | None:
     return None if any(t % 2 for t in total) else [t // 2 for t in total]
 
 
-def _drop_identities(graph: Graph, *, is_body: bool) -> bool:
-    identities = list(graph.find_nodes(op="call_function", target=_aten.detach_.default))
-    for target in _DROPOUTS:
+def _drop_identities(graph: Graph, *, is_body: bool, keep_gradients: bool) -> bool:
+    # The same memory under another name; detach_ returns its very input.
+    aliases = (_aten.alias.default,) if keep_gradients else (_aten.alias.default, _aten.detach.default)
+    identities: list[Node] = []
+    if not keep_gradients:
+        identities += graph.find_nodes(op="call_function", target=_aten.detach_.default)
+    for target in DROPOUTS:
         dropouts = graph.find_nodes(op="call_function", target=target)
         identities += [node for node in dropouts if argument(node, "train") is False]
     # An operator that changes the shape of a tensor in place does not change that of its aliases.
     if not any(_changes_shape_in_place(node) for node in graph.nodes):
-        for target in _SAME_MEMORY:
+        for target in aliases:
             identities += graph.find_nodes(op="call_function", target=target)
     changed = False
     for node in identities:

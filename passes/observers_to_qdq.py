@@ -13,12 +13,11 @@ from torch.fx import GraphModule, Node
 
 from ..errors import CalibrationDataError, NotCalibratedError
 from ..ir import quantized_decomposed as qd
-from ..ir.annotation import ANNOTATION_KEY
 from ..ir.attributes import FreeNames, delete_unused, find_attribute, get_tensor, is_constant, set_tensor
 from ..ir.inputs import replace_inputs
 from ..ir.location import locate
+from ..ir.meta import ANNOTATION_KEY, GROUPS_KEY
 from ..ir.observers import DerivedObserver, StatisticObserver
-from ..ir.snapshot import GROUPS_KEY
 from ..ir.specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from ..ir.stages import Stage
 from ..ir.verifiers import is_observer

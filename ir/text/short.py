@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
 from torch.fx import Node
 
-from .observers import ObserverConstructor
-from .points import as_point
-from .specs import EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
+from ..observers import ObserverConstructor
+from ..points import as_point
+from ..specs import EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
 
-__all__ = ["format_annotation", "format_arguments", "format_spec", "format_target", "format_value"]
+__all__ = [
+    "DTYPE_NAMES",
+    "format_annotation",
+    "format_arguments",
+    "format_spec",
+    "format_target",
+    "format_value",
+]
 
-_DTYPE_NAMES = {
+DTYPE_NAMES: Final = {
     torch.float64: "f64",
     torch.float32: "f32",
     torch.float16: "f16",
@@ -27,12 +34,13 @@ _DTYPE_NAMES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
+"""Short names of the common dtypes."""
 
 
 def format_value(value: Any) -> str:
     """``f32[2, 3]`` for a tensor, a tuple of such for several, "" for what has no short form."""
     if isinstance(value, torch.Tensor):
-        name = _DTYPE_NAMES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+        name = DTYPE_NAMES.get(value.dtype, str(value.dtype).removeprefix("torch."))
         return f"{name}[{', '.join(str(s) for s in value.shape)}]"
     if isinstance(value, (tuple, list)):
         return f"({', '.join(format_value(v) or '?' for v in value)})"
@@ -54,7 +62,7 @@ def _format_argument(argument: Any) -> str:
     if isinstance(argument, (list, tuple)):
         return f"[{', '.join(_format_argument(a) for a in argument)}]"
     if isinstance(argument, torch.dtype):
-        return _DTYPE_NAMES.get(argument, str(argument))
+        return DTYPE_NAMES.get(argument, str(argument))
     return repr(argument)
 
 

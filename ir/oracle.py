@@ -1,0 +1,241 @@
+"""The numeric oracle: what a graph means, computed in float64.
+
+Every float tensor is float64 while the graph runs, integers are what they are. Sums of products of integers
+are then exact up to 2^53, and real arithmetic is exact but for the last of 53 bits, so two graphs that mean
+the same agree to many more digits than float32 has: what they differ by is a difference of meaning, or of
+the rounding of constants that passes computed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from ..errors import UnsupportedError
+from . import quantized_decomposed as qd
+from .attributes import get_attribute, is_constant
+from .location import locate
+from .schema import HigherOrderOperator, OpOverload, operator_name
+from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
+from .verifiers import is_observer
+
+__all__ = ["Observers", "Recall", "Watch", "run_exactly"]
+
+_aten = torch.ops.aten
+
+
+class Observers(enum.Enum):
+    """What the observers in a prepared graph mean."""
+
+    IDENTITY = "identity"
+    """They only look on: the float model, which is prepared. So do fake quantizers."""
+    QUANTIZE = "quantize"
+    """Each quantizes and dequantizes by the parameters it has found: the model that conversion writes."""
+
+
+Watch: TypeAlias = Callable[[Node, Any], Any]
+"""Sees each node's value as it is found; what it returns is what the nodes behind read."""
+Recall: TypeAlias = Callable[[Node], Any]
+"""The value of a node if it need not be computed; ``NotImplemented`` if it must."""
+
+
+def run_exactly(
+    gm: GraphModule,
+    *inputs: Any,
+    observers: Observers = Observers.IDENTITY,
+    watch: Watch | None = None,
+    recall: Recall | None = None,
+) -> Any:
+    """What ``gm`` returns for ``inputs``, computed in float64. Nothing of ``gm`` or ``inputs`` is changed.
+
+    - Quantize is the operator itself, on the value rounded to float32, so that ties fall as they do when the
+      graph runs. Dequantize is exact.
+    - Casts among float dtypes change nothing, save ``convert_element_type``: it is how a graph rounds to
+      float16 or bfloat16 on purpose.
+    - Parameters of dynamic quantization are found by the operator that finds them in float32.
+    - Operators other than ATen's, such as the kernels of lowered graphs, run as they are, in the dtypes they
+      were made for.
+
+    Args:
+        gm: an exported graph as it is at any stage.
+        inputs: as its ``forward`` takes them; float tensors of any dtype.
+        observers: what observers mean.
+        watch: sees the values of all nodes of ``gm`` itself, in order.
+        recall: knows values of nodes of ``gm`` itself from a run before.
+
+    Returns:
+        What ``forward`` returns; its float tensors are float64.
+
+    Raises:
+        UnsupportedError: the graph calls a module that is no observer.
+    """
+    with torch.no_grad():
+        return _Oracle(gm, observers, watch, recall).run(*pytree.tree_map(_exact_copy, inputs))
+
+
+def _exact(value: Any) -> Any:
+    """``value``, its float tensors in float64."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
+
+
+def _exact_copy(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)
+
+
+def _exact_dtype(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+class _Oracle(Interpreter):
+    """Runs a graph in float64."""
+
+    def __init__(
+        self, gm: GraphModule, observers: Observers, watch: Watch | None, recall: Recall | None
+    ) -> None:
+        super().__init__(gm)
+        self._gm = gm
+        self._observers = observers
+        self._watch = watch
+        self._recall = recall
+        self._qparams: dict[int, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = NotImplemented if self._recall is None else self._recall(n)
+        value = self._value(n) if value is NotImplemented else value
+        return value if self._watch is None else self._watch(n, value)
+
+    def _value(self, node: Node) -> Any:
+        match node.op:
+            case "get_attr":
+                return self._attribute(node)
+            case "call_module":
+                return self._module(node)
+            case "call_function":
+                return self._call(node)
+            case _:
+                return super().run_node(node)
+
+    def _call(self, node: Node) -> Any:
+        target: Any = node.target
+        meaning = _MEANINGS.get(target)
+        if meaning is None and isinstance(target, OpOverload) and operator_name(target)[0] != "aten":
+            return _exact(self._as_it_is(node))
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if meaning is not None:
+            return meaning(*args)
+        if not isinstance(target, HigherOrderOperator):
+            args, kwargs = pytree.tree_map(_exact_dtype, (args, kwargs))
+        return _exact(target(*args, **kwargs))
+
+    def _as_it_is(self, node: Node) -> Any:
+        """The result of an operator in the dtypes that the graph has."""
+
+        def read(source: Node) -> Any:
+            value = self.env[source]
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                return value
+            made = source.meta.get("val")
+            return value.to(made.dtype if isinstance(made, torch.Tensor) else torch.float32)
+
+        target: Any = node.target
+        return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+
+    def _attribute(self, node: Node) -> Any:
+        value = get_attribute(self._gm, str(node.target))
+        if isinstance(value, GraphModule):
+            # The body of a control flow operator.
+            return lambda *inputs: _Oracle(value, self._observers, None, None).run(*inputs)
+        if isinstance(value, torch.Tensor) and is_constant(node):
+            return _exact(value.detach())
+        return _exact_copy(value)
+
+    def _module(self, node: Node) -> Any:
+        module: Any = get_attribute(self._gm, str(node.target))
+        if not node.users:
+            return None  # a check of the inputs' dtypes and sizes
+        if not is_observer(module):
+            raise UnsupportedError(
+                f"the oracle met a call of {type(module).__name__}, whose meaning it does not know",
+                where=locate(node),
+                hint="export the model: torch.export.export(model.eval(), example_inputs).module()",
+            )
+        (x,), _ = self.fetch_args_kwargs_from_env(node)
+        return self._observed(module, x) if self._observers is Observers.QUANTIZE else x
+
+    def _observed(self, observer: Any, x: torch.Tensor) -> torch.Tensor:
+        """``x`` quantized and dequantized as conversion will do it."""
+        if observer.dtype in CAST_DTYPES:
+            return _rounded(x, observer.dtype)
+        dtype = storage_dtype(observer.dtype)
+        held = dtype_range(observer.dtype)
+        low, high = observer.quant_min, observer.quant_max
+        if held is not None:
+            low, high = (held[0] if low is None else low), (held[1] if high is None else high)
+        if getattr(observer, "is_dynamic", False):
+            symmetric = observer.qscheme == torch.per_tensor_symmetric
+            eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
+            choose = qd.CHOOSE_QPARAMS_SYMMETRIC if symmetric else qd.CHOOSE_QPARAMS
+            scale, zero_point = choose(x.float(), low, high, eps, dtype)
+            quantized = qd.QUANTIZE_PER_TENSOR_DYNAMIC(x.float(), scale, zero_point, low, high, dtype)
+            return _dequantize(quantized, scale, zero_point)
+        if id(observer) not in self._qparams:
+            # The search for a histogram's range takes a while.
+            self._qparams[id(observer)] = observer.calculate_qparams()
+        scale, zero_point = self._qparams[id(observer)]
+        if observer.qscheme in PER_CHANNEL_QSCHEMES:
+            axis = observer.ch_axis
+            quantized = qd.QUANTIZE_PER_CHANNEL(x.float(), scale, zero_point, axis, low, high, dtype)
+            return _dequantize(quantized, scale, zero_point, axis)
+        quantized = qd.QUANTIZE_PER_TENSOR(x.float(), float(scale), int(zero_point), low, high, dtype)
+        return _dequantize(quantized, scale, zero_point)
+
+
+def _dequantize(q: torch.Tensor, scale: Any, zero_point: Any, axis: int | None = None) -> torch.Tensor:
+    scale, zero_point = (_spread(p, q.dim(), axis) for p in (scale, zero_point))
+    # In place, as weights are large.
+    return q.double().sub_(zero_point).mul_(scale)
+
+
+def _spread(parameter: Any, dimensions: int, axis: int | None) -> Any:
+    """A scale or zero point as a number, or as a float64 tensor along ``axis`` of one with ``dimensions``."""
+    if not isinstance(parameter, torch.Tensor):
+        return 0 if parameter is None else parameter
+    shape = [-1 if i == axis else 1 for i in range(dimensions)]
+    return parameter.double().view([] if axis is None else shape)
+
+
+def _choose(op: Any) -> Callable[..., Any]:
+    return lambda x, *rest: _exact(op(x.float(), *rest))
+
+
+def _rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype).double()
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+_MEANINGS: Final[Mapping[object, Callable[..., Any]]] = {
+    qd.QUANTIZE_PER_TENSOR: lambda x, *rest: qd.QUANTIZE_PER_TENSOR(x.float(), *rest),
+    qd.QUANTIZE_PER_TENSOR_DYNAMIC: lambda x, *rest: qd.QUANTIZE_PER_TENSOR_DYNAMIC(x.float(), *rest),
+    qd.QUANTIZE_PER_CHANNEL: lambda x, scale, *rest: qd.QUANTIZE_PER_CHANNEL(x.float(), scale.float(), *rest),
+    qd.DEQUANTIZE_PER_TENSOR: lambda q, scale, zero_point, *_: _dequantize(q, scale, zero_point),
+    qd.DEQUANTIZE_PER_TENSOR_DYNAMIC: lambda q, scale, zero_point, *_: _dequantize(q, scale, zero_point),
+    qd.DEQUANTIZE_PER_CHANNEL: lambda q, scale, zero_point, axis, *_: _dequantize(q, scale, zero_point, axis),
+    qd.CHOOSE_QPARAMS: _choose(qd.CHOOSE_QPARAMS),
+    qd.CHOOSE_QPARAMS_SYMMETRIC: _choose(qd.CHOOSE_QPARAMS_SYMMETRIC),
+    qd.CONVERT_ELEMENT_TYPE: _rounded,
+    # Checks of dtypes, which are others here, and of sizes, which the run itself finds.
+    _aten._assert_tensor_metadata.default: _nothing,
+    _aten._assert_scalar.default: _nothing,
+}
+"""What operators mean that do not simply run in float64; called with the positional arguments."""

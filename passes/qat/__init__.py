@@ -1,0 +1,1 @@
+"""Passes of quantization-aware training."""

@@ -1,0 +1,99 @@
+"""What a block trained with fake quantization means, exactly: the float block, and the converted one."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import lowbit
+import pytest
+import torch
+from lowbit.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+# 20 × 25 blocks.
+SEEDS = range(20)
+COUNT = 25
+
+
+@pytest.fixture(scope="module")
+def exported(make_blocks):
+    """The blocks of a seed and their export, which is what takes time."""
+
+    @functools.cache
+    def of(seed):
+        model = make_blocks(seed, COUNT).train()
+        return model, torch.export.export(model, model.example()).module()
+
+    return of
+
+
+def loss_of(outputs):
+    """A loss that sees every element of every output with a weight of its own."""
+    return sum(
+        (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)).square().mean() for y in outputs
+    )
+
+
+def relative(found, expected):
+    return (found - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_rounding_it_is_the_float_block(exported, annotate_all, seed):
+    model, graph = exported(seed)
+    prepared = prepare_qat_pt2e(graph, annotate_all(per_channel=seed % 2 == 0))
+    model = copy.deepcopy(model)
+    assert len(prepared_blocks(prepared)) == COUNT
+    prepared.apply(lowbit.disable_fake_quant)
+    prepared.apply(lowbit.disable_observer)
+    model, prepared = model.double(), prepared.double()
+
+    for step in range(2):
+        inputs = [x.double() for x in model.example(step)]
+        losses = [loss_of(m(*inputs)) for m in (model, prepared)]
+        assert relative(losses[1], losses[0]) <= 1e-9
+        for m, loss in zip((model, prepared), losses, strict=True):
+            m.zero_grad()
+            loss.backward()
+        gradients = {name: p.grad for name, p in prepared.named_parameters()}
+        for name, p in model.named_parameters():
+            # A frozen BatchNorm's own parameters, say, may be read by nothing.
+            assert relative(gradients[name], p.grad) <= 1e-9, name
+        with torch.no_grad():
+            for m in (model, prepared):
+                for p in m.parameters():
+                    p.sub_(0.1 * p.grad)
+        buffers = dict(model.named_buffers())
+        for name, buffer in prepared.named_buffers():
+            if name in buffers:
+                assert relative(buffer.double(), buffers[name].double()) <= 1e-12, name
+
+    model.eval()
+    prepared.eval()
+    for y, expected in zip(prepared(*inputs), model(*inputs), strict=True):
+        assert relative(y, expected) <= 1e-12
+
+
+def prepared_blocks(prepared):
+    return [n for n in prepared.graph.nodes if n.meta.get("lowbit.conv_bn") is not None]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_converted_model_is_the_evaluated_one(exported, annotate_all, seed):
+    model, graph = exported(seed)
+    prepared = prepare_qat_pt2e(graph, annotate_all(per_channel=seed % 2 == 0))
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss_of(prepared(*model.example(step))).backward()
+        optimizer.step()
+
+    from_training = convert_pt2e(prepared)
+    prepared.eval()
+    from_evaluation = convert_pt2e(prepared)
+    inputs = model.example(7)
+    with torch.no_grad():
+        expected = prepared(*inputs)
+        for converted in (from_training, from_evaluation, copy.deepcopy(from_evaluation)):
+            for y, wanted in zip(converted(*inputs), expected, strict=True):
+                assert torch.equal(y, wanted)
