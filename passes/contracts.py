@@ -1,0 +1,77 @@
+"""What each pass promises about numbers: its contract.
+
+A contract says how far the values behind a pass may be from those before it, where both graphs are computed
+in float64 (:mod:`lowbit.ir.oracle`), from the same values at the points that the graphs have in common
+(:mod:`.equivalence`). What is left then are the roundings that a pass itself adds: of a constant it computes
+and stores in float32, or of an integer it finds in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+import torch
+
+from .base import Pass
+
+__all__ = ["CONTRACTS", "EXACT", "ONE_STEP", "REAL", "Contract", "contract_of"]
+
+
+@attrs.frozen
+class Contract:
+    """How far values may be apart.
+
+    Args:
+        steps: quantized (integer) values: so many steps of their scale.
+        roundings: float values: so many roundings, each by half of ``eps`` of the size of what is summed.
+        eps: the relative distance of neighbouring numbers in the dtype that is rounded to.
+    """
+
+    steps: int = 0
+    roundings: int = 0
+    eps: float = torch.finfo(torch.float32).eps
+
+    def __str__(self) -> str:
+        if not self.steps and not self.roundings:
+            return "equal values"
+        floats = f"{self.roundings} roundings by {self.eps / 2:.2g}" if self.roundings else "equal floats"
+        return f"{self.steps} steps of integers, {floats}"
+
+
+EXACT: Final = Contract()
+"""The same values."""
+ONE_STEP: Final = Contract(steps=1)
+"""Integers one step apart at most, the same floats."""
+REAL: Final = Contract(roundings=4)
+"""The same function of real numbers, some constants of it computed anew: a product of two rounded factors and
+a rounded sum make four roundings."""
+
+_KERNELS: Final = Contract(steps=1, roundings=64)
+"""Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most."""
+
+CONTRACTS: Final[Mapping[str, Contract]] = {
+    "normalize": EXACT,
+    "fold-batch-norm": REAL,
+    "annotate": EXACT,
+    "resolve-sharing": EXACT,
+    "insert-observers": EXACT,
+    "insert-fake-quantizers": EXACT,
+    "observers-to-qdq": EXACT,
+    "duplicate-dequantize": EXACT,
+    "fold-quantize": EXACT,
+    "propagate-metadata": EXACT,
+    "reference-representation": ONE_STEP,
+    "emit-inductor": _KERNELS,
+    "pack-weights": EXACT,
+}
+"""The contracts of the passes that come with lowbit, by name."""
+
+
+def contract_of(pass_: Pass) -> Contract | None:
+    """The contract of ``pass_``: lowbit's own, what the pass has as ``contract``, or :data:`REAL`.
+
+    A pass that means to change numbers (pruning, say) has ``contract = None`` and is not checked.
+    """
+    return CONTRACTS.get(pass_.name, getattr(pass_, "contract", REAL))

@@ -1,0 +1,265 @@
+"""Whether a pass kept the numbers of a graph, and if not, where it first broke its contract.
+
+Both graphs are run in float64. Values are compared where the graphs have a tensor in common:
+
+- what a node reads that is in both (what it read before, and what it reads now), constants excepted;
+- what a new node says it stands for (:data:`~lowbit.ir.meta.STANDS_FOR_KEY`), for passes that rewrite so much
+  that hardly a node is left;
+- the results.
+
+Behind such a point the second run goes on with the value of the first. So differences do not add up over a
+deep model, and a contract is about one rewrite, not about all together.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from ..errors import ContractError
+from ..ir.aliasing import is_write
+from ..ir.attributes import find_attribute, is_constant
+from ..ir.location import locate
+from ..ir.meta import STANDS_FOR_KEY
+from ..ir.oracle import Observers, run_exactly
+from ..ir.schema import OpOverload, signature
+from ..ir.stages import Stage, get_stage
+from .contracts import Contract
+
+__all__ = ["Trace", "check_contract", "check_trace", "meaning_of_observers", "take_trace"]
+
+_FLOAT64_ROUNDING: Final = 2.0**-40
+"""Sums in another order differ by this much of the largest value at most, with 2^12 terms."""
+
+
+@attrs.frozen(eq=False)
+class _Call:
+    """What a node was.
+
+    Args:
+        called: operation and target.
+        literals: its arguments as text, complete, each tensor as its position among ``sources``.
+        sources: the names of the nodes it read.
+        constant: the tensor that a ``get_attr`` read, if nothing writes to it.
+    """
+
+    called: tuple[str, Any]
+    literals: str
+    sources: tuple[str, ...]
+    constant: Any = None
+
+    def is_as(self, other: _Call) -> bool:
+        """Whether the same is called, of whatever sources."""
+        if self.constant is not None or other.constant is not None:
+            return self.constant is other.constant
+        return self.called == other.called and self.literals == other.literals
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """One run of a graph.
+
+    Args:
+        values: what each node computed, by name.
+        passed_on: what the nodes behind it read: the value of a run before, at the points in common.
+        calls: what each node was.
+        results: the names of the nodes that the graph returns.
+        observers: what observers meant.
+        in_place: whether operators wrote in place, so that values may be others now than when they were read.
+    """
+
+    values: Mapping[str, Any]
+    passed_on: Mapping[str, Any]
+    calls: Mapping[str, _Call]
+    results: tuple[str, ...]
+    observers: Observers
+    in_place: bool
+
+
+def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> Trace:
+    """Run ``gm`` on ``inputs`` in float64, and keep what was computed."""
+    values: dict[str, Any] = {}
+
+    def watch(node: Node, value: Any) -> Any:
+        values[node.name] = value
+        return value
+
+    run_exactly(gm, *inputs, observers=observers, watch=watch)
+    return Trace(values, values, _calls(gm), _results(gm), observers, _writes_in_place(gm))
+
+
+def _calls(gm: GraphModule) -> dict[str, _Call]:
+    calls: dict[str, _Call] = {}
+    for node in gm.graph.nodes:
+        sources = node.all_input_nodes
+        position = {source: f"<{i}>" for i, source in enumerate(sources)}
+        arguments = map_arg(_complete(node), lambda source, position=position: position[source])
+        constant = find_attribute(gm, str(node.target)) if is_constant(node) else None
+        names = tuple(source.name for source in sources)
+        calls[node.name] = _Call((node.op, node.target), repr(arguments), names, constant)
+    return calls
+
+
+def _complete(node: Node) -> Any:
+    """The arguments of ``node``, by name and with defaults where it calls an operator."""
+    if not isinstance(node.target, OpOverload):
+        return node.args, node.kwargs
+    known = signature(node.target)
+    given = {**dict(zip(known.positional, node.args, strict=False)), **node.kwargs}
+    names = (*known.positional, *known.keyword_only)
+    return [given.get(name, known.defaults.get(name)) for name in names]
+
+
+def _results(gm: GraphModule) -> tuple[str, ...]:
+    return tuple(node.name for node in gm.graph.output_node().all_input_nodes)
+
+
+def _writes_in_place(gm: GraphModule) -> bool:
+    return any(map(is_write, gm.graph.nodes))
+
+
+def meaning_of_observers(gm: GraphModule) -> Observers:
+    """What observers mean in ``gm`` to a pass that runs on it: once they are there, the quantized model."""
+    return Observers.QUANTIZE if get_stage(gm) is Stage.OBSERVED else Observers.IDENTITY
+
+
+def check_contract(
+    before: GraphModule, after: GraphModule, inputs: Sequence[Any], contract: Contract
+) -> None:
+    """Check that ``after``, which a pass made of ``before``, computes the same as far as ``contract`` says.
+
+    Args:
+        before: the graph before the pass; a copy if the pass worked in place.
+        after: the graph after it, whose nodes kept their names.
+        inputs: the arguments of both.
+        contract: how far values may be apart.
+
+    Raises:
+        ContractError: where they first are further apart.
+    """
+    check_trace(take_trace(before, inputs, meaning_of_observers(before)), after, inputs, contract)
+
+
+def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract) -> Trace:
+    """As :func:`check_contract`, with a graph that was run before; returns the run of ``after``."""
+    calls, writes = _calls(after), _writes_in_place(after)
+    in_place = before.in_place or writes
+    in_common = {} if before.in_place else _points_in_common(before, after.graph)
+    _join(in_common, after.graph.output_node().all_input_nodes, before.results)
+    values: dict[str, Any] = {}
+    passed_on: dict[str, Any] = {}
+
+    def recall(node: Node) -> Any:
+        """Its value before, where the same was called, of the very tensors."""
+        call, old = calls[node.name], before.calls.get(node.name)
+        if old is None or not call.is_as(old) or (in_place and call.constant is None):
+            return NotImplemented
+        now, then = (
+            [side[name] for name in names]
+            for side, names in ((passed_on, call.sources), (before.passed_on, old.sources))
+        )
+        is_same = len(now) == len(then) and all(map(operator.is_, now, then))
+        return before.values[node.name] if is_same else NotImplemented
+
+    def watch(node: Node, value: Any) -> Any:
+        values[node.name] = passed_on[node.name] = value
+        counterpart = in_common.get(node)
+        if counterpart is not None:
+            difference = _difference(node, value, before.values[counterpart], passed_on, contract)
+            if difference is not None:
+                raise ContractError(
+                    f"%{node.name} is not what %{counterpart} was before the pass: {difference}",
+                    where=locate(node),
+                    hint=f"the contract of the pass is: {contract}; dump what it changed with DiffToFolder",
+                )
+            passed_on[node.name] = before.passed_on[counterpart]
+        return passed_on[node.name]
+
+    run_exactly(after, *inputs, observers=before.observers, watch=watch, recall=recall)
+    return Trace(values, passed_on, calls, _results(after), before.observers, writes)
+
+
+def _points_in_common(before: Trace, graph: Graph) -> dict[Node, str]:
+    """Node of the graph now → name of the node that had its value before."""
+    found: dict[Node, str] = {}
+    for node in graph.nodes:
+        old = before.calls.get(node.name)
+        if old is not None and old.called == (node.op, node.target):
+            _join(found, node.all_input_nodes, old.sources)
+        stands_for = node.meta.get(STANDS_FOR_KEY)
+        if stands_for in before.values:
+            found.setdefault(node, stands_for)
+    # Constants are what passes rewrite; what is computed of them tells.
+    return {
+        node: name
+        for node, name in found.items()
+        if node.op != "get_attr" and before.calls[name].called[0] != "get_attr"
+    }
+
+
+def _join(found: dict[Node, str], nodes: Sequence[Node], names: Sequence[str]) -> None:
+    if len(nodes) == len(names):
+        for node, name in zip(nodes, names, strict=True):
+            found.setdefault(node, name)
+
+
+def _difference(
+    node: Node, value: Any, expected: Any, values: Mapping[str, Any], contract: Contract
+) -> str | None:
+    """What is wrong with ``value``, a tensor or several, or None."""
+    got, want = pytree.tree_leaves(value), pytree.tree_leaves(expected)
+    if len(got) != len(want):
+        return f"{len(got)} values in place of {len(want)}"
+    pairs = zip(got, want, strict=True)
+    found = (_leaf_difference(node, one, other, values, contract) for one, other in pairs if one is not other)
+    return next((difference for difference in found if difference is not None), None)
+
+
+def _leaf_difference(
+    node: Node, got: Any, want: Any, values: Mapping[str, Any], contract: Contract
+) -> str | None:
+    """What is wrong with ``got``, or None."""
+    if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
+        return None if got == want else f"{got!r} in place of {want!r}"
+    if got.shape != want.shape or got.dtype is not want.dtype:
+        return f"{got.dtype} {tuple(got.shape)} in place of {want.dtype} {tuple(want.shape)}"
+    if not got.numel() or torch.equal(got, want):
+        return None
+    apart = (got.double() - want.double()).abs()
+    if not got.is_floating_point():
+        allowed, unit = float(contract.steps), " steps"
+    else:
+        magnitude = _magnitude(node, want, values)
+        allowed = magnitude * (contract.roundings * contract.eps / 2 + _FLOAT64_ROUNDING)
+        unit = ""
+        # Where both are infinite, or both no number, nothing is wrong.
+        apart = apart.where((got != want) & ~(got.isnan() & want.isnan()), 0.0)
+    largest = float(apart.nan_to_num(nan=torch.inf).max())
+    return None if largest <= allowed else f"it is {largest:.3g}{unit} off, {allowed:.3g} allowed"
+
+
+def _magnitude(node: Node, want: torch.Tensor, values: Mapping[str, Any]) -> float:
+    """The size of what is summed to the value of ``node``: its roundings are relative to that."""
+    largest = float(want[want.isfinite()].abs().max()) if bool(want.isfinite().any()) else 0.0
+    if node.target in _PRODUCTS:
+        x, weight, *_ = (values[str(source)] for source in node.args[:2])
+        terms = weight.abs().flatten(1).sum(1).max() if weight.dim() > 1 else weight.abs().sum()
+        largest = max(largest, float(x.abs().max() * terms)) if x.numel() else largest
+    return largest
+
+
+_PRODUCTS: Final = frozenset(
+    {
+        torch.ops.aten.linear.default,
+        torch.ops.aten.conv1d.default,
+        torch.ops.aten.conv2d.default,
+        torch.ops.aten.conv3d.default,
+    }
+)
