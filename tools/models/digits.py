@@ -37,6 +37,14 @@ class DigitsResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def digits_resnet(*, seed: int = 0) -> DigitsResNet:
-    """An untrained :class:`DigitsResNet` in eval mode, its parameters drawn from ``seed``."""
-    return seed_parameters(DigitsResNet(), seed)
+def digits_resnet(*, zero_init_residual: bool = False, seed: int = 0) -> DigitsResNet:
+    """An untrained :class:`DigitsResNet` in eval mode, its parameters drawn from ``seed``.
+
+    With ``zero_init_residual`` the last BatchNorm of each block has a scale of 0, so that every block begins
+    as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+    """
+    model = seed_parameters(DigitsResNet(), seed)
+    if zero_init_residual:
+        for block in (model.layer1, model.layer2, model.layer3):
+            nn.init.zeros_(block.bn2.weight)
+    return model
