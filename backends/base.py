@@ -23,7 +23,10 @@ class Backend:
         quantizer: makes its quantizer, configured with its default preset.
         prepare: FLOAT → OBSERVED.
         convert: OBSERVED → QDQ.
-        lower: QDQ → LOWERED.
+        lower: QDQ → LOWERED; None where another program takes converted models from here.
+        lowered_by: that program and how it is called, in one sentence.
+        prepare_qat: FLOAT → OBSERVED, for quantization-aware training; None where the backend has no presets
+            for it.
     """
 
     name: str
@@ -31,4 +34,6 @@ class Backend:
     quantizer: Callable[[], Quantizer]
     prepare: Pipeline
     convert: Pipeline
-    lower: Pipeline
+    lower: Pipeline | None
+    lowered_by: str = ""
+    prepare_qat: Pipeline | None = None

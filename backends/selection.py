@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import attrs
 import torch
+from torch._ops import OpOverloadPacket  # the class of every ATen operator has no public name
 from torch.fx import Graph, Node
 
 from ..errors import SpecError, UnknownNameError
@@ -36,7 +37,7 @@ def operator_of_function(function: Callable[..., Any]) -> str:
                 return _IN_PLACE.get(name, name.rstrip("_"))
     raise UnknownNameError(
         f"{function!r} is not a torch function",
-        hint="pass a function such as torch.nn.functional.conv2d, or use set_module_type_qconfig",
+        hint="pass a function such as torch.nn.functional.conv2d, or select modules by their type",
     )
 
 
@@ -74,6 +75,15 @@ class ConfigSelection:
     def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
         """Set what applies to the operator that ``function`` exports as, also inside modules."""
         self._set("function type", operator_of_function(function), config)
+
+    def set_operator(
+        self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None
+    ) -> None:
+        """Set what applies to an ATen operator: ``set_function_type`` by another name.
+
+        Operators are canonical when they are selected, so an in-place one means its functional form.
+        """
+        self._set("function type", str(operator).split(".")[1].rstrip("_"), config)
 
     def set_module_type(self, module_type: type, config: QuantizationConfig | None) -> None:
         """Set what applies to everything in modules of this class."""

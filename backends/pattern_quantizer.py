@@ -1,0 +1,94 @@
+"""The quantizer of a backend that is declared by operator patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch.fx import GraphModule
+
+from ..ir.ledger import Ledger
+from ..ir.quantizer import Quantizer
+from ..ir.specs import QuantizationConfig
+from ..matchers.operator_pattern import OperatorPattern
+from .annotation import annotate_patterns
+from .selection import ConfigSelection
+
+__all__ = ["PatternQuantizer"]
+
+
+class PatternQuantizer(Quantizer):
+    """Annotates what ``patterns`` describe, with the configurations that were set.
+
+    ::
+
+        class MyQuantizer(PatternQuantizer):
+            backend_name = "my_backend"
+            patterns = (OperatorPattern("linear", …), …)
+
+        quantizer = MyQuantizer().set_global(config).set_module_name("head", None)  # head stays float
+
+    A module name wins over a module type, that over a function type, and that over the global configuration.
+    None leaves the operators selected float. A setting that selects no operator of the model is an error when
+    the model is prepared.
+    """
+
+    backend_name: ClassVar[str | None] = None
+    """The registered backend that models prepared with it are for."""
+    patterns: ClassVar[tuple[OperatorPattern, ...]] = ()
+
+    def __init__(self) -> None:
+        self._selection = ConfigSelection()
+        self._ledger = Ledger()
+
+    def set_global(self, quantization_config: QuantizationConfig | None) -> Self:
+        """Quantize every operator that the backend can run with this configuration.
+
+        Raises:
+            SpecError: it mixes static with dynamic, or training with post-training quantization.
+        """
+        self._selection.set_global(quantization_config)
+        return self
+
+    def set_function_type(
+        self, function_type: Callable[..., Any], quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Set the configuration of a function (``torch.nn.functional.linear``), called from modules or not.
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+            UnknownNameError: ``function_type`` is not a torch function.
+        """
+        self._selection.set_function_type(function_type, quantization_config)
+        return self
+
+    def set_module_type(
+        self, module_type: type[torch.nn.Module], quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Set the configuration of everything in modules of a class (``torch.nn.Linear``, one of your own).
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+        """
+        self._selection.set_module_type(module_type, quantization_config)
+        return self
+
+    def set_module_name(self, module_name: str, quantization_config: QuantizationConfig | None) -> Self:
+        """Set the configuration of everything in the module of a dotted name (``layer1.0.conv1``).
+
+        Raises:
+            SpecError: see :meth:`set_global`.
+        """
+        self._selection.set_module_name(module_name, quantization_config)
+        return self
+
+    def bind_ledger(self, ledger: Ledger) -> None:
+        """Write decisions to ``ledger``."""
+        self._ledger = ledger
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the operators that the patterns describe."""
+        self._selection.check_selectors(model.graph)
+        annotate_patterns(model.graph, self.patterns, self._selection.of, self._ledger)
+        return model
