@@ -14,10 +14,12 @@ from torch.fx import GraphModule
 from ..errors import GraphInputError, LowbitError, PassFailedError, StageError
 from ..ir.attributes import nested_graph_modules
 from ..ir.clone import clone_graph_module
+from ..ir.provenance import identify_new_nodes, identify_nodes
 from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
 from ..ir.stages import get_stage, set_stage
 from .base import Pass, PassContext
 from .instruments.base import Change, Instrument
+from .instruments.trace_changes import TraceChanges
 from .instruments.verify import Verify
 from .pipeline import Pipeline, format_pass
 
@@ -27,7 +29,7 @@ _log = logging.getLogger("lowbit.passes")
 
 
 def _default_instruments() -> tuple[Instrument, ...]:
-    return (Verify(),)
+    return (Verify(), TraceChanges())
 
 
 @attrs.frozen
@@ -36,7 +38,7 @@ class PassManager:
 
     Args:
         instruments: what looks on, in the order they are called. The default verifies the graph's stage after
-            every pass.
+            every pass, and writes its changes to torch's structured trace, if there is one.
     """
 
     instruments: tuple[Instrument, ...] = attrs.field(factory=_default_instruments, converter=tuple)
@@ -66,6 +68,7 @@ class PassManager:
     def _run(self, gm: GraphModule, pipeline: Pipeline, context: PassContext) -> GraphModule:
         work = clone_graph_module(gm)
         snapshot = take_snapshot(work)
+        identify_nodes(work, snapshot)
         for index, pass_ in enumerate(pipeline):
             try:
                 snapshot = self._step(work, index, pass_, context, snapshot)
@@ -86,7 +89,9 @@ class PassManager:
         seconds = time.perf_counter() - started
         if pass_.ensures is not None:
             set_stage(work, pass_.ensures)
-        change = Change(index=index, before=before, after=take_snapshot(work), seconds=seconds)
+        after = take_snapshot(work)
+        identify_new_nodes(work, before, after, pass_.name)
+        change = Change(index=index, before=before, after=after, seconds=seconds)
         _check_report(change, said_changed)
         _log.debug("%s: %.1f ms, changed: %s", format_pass(pass_), seconds * 1e3, change.changed)
         for instrument in self.instruments:

@@ -2,7 +2,20 @@
 
 from .base import Change, Instrument
 from .diff_to_folder import DiffToFolder
+from .diff_to_json import DiffToJson
+from .print_changes import PrintChanges
 from .timing import PassRecord, Timing
+from .trace_changes import TraceChanges
 from .verify import Verify
 
-__all__ = ["Change", "DiffToFolder", "Instrument", "PassRecord", "Timing", "Verify"]
+__all__ = [
+    "Change",
+    "DiffToFolder",
+    "DiffToJson",
+    "Instrument",
+    "PassRecord",
+    "PrintChanges",
+    "Timing",
+    "TraceChanges",
+    "Verify",
+]
