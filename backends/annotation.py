@@ -19,7 +19,8 @@ from ..ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
 from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from ..matchers.match import Match
-from ..matchers.operator_pattern import OperatorPattern, Role, Sharing
+from ..matchers.operator_pattern import Mode, Occurrence, OperatorPattern, Role, Sharing
+from .batch_norm import annotate_past_batch_norms
 
 __all__ = ["ConfigOf", "annotate_patterns"]
 
@@ -37,6 +38,8 @@ class _Annotator:
     """Outputs of operators that can write low precision."""
     low_edges: dict[Node, QuantizationSpec] = attrs.Factory(dict)
     """Tensors that some operator reads in low precision, with the spec of the first such edge."""
+    written: dict[Node, QuantizationSpec] = attrs.Factory(dict)
+    """Outputs that are quantized whoever reads them, with their spec."""
 
 
 def annotate_patterns(
@@ -44,10 +47,15 @@ def annotate_patterns(
 ) -> None:
     """Annotate every occurrence of ``patterns`` in a canonical float graph.
 
-    Larger patterns come first; operators that are annotated already are left alone. What is not quantized has
+    Larger patterns come first; operators that are annotated already are left alone. BatchNorms that will be
+    folded are seen as part of the convolution before them. What is not quantized has
     its reason in ``ledger``.
     """
     ordered = sorted(patterns, key=lambda p: -p.size)
+    annotate_past_batch_norms(graph, lambda seen: _annotate(seen, ordered, config_of, ledger))
+
+
+def _annotate(graph: Graph, ordered: list[OperatorPattern], config_of: ConfigOf, ledger: Ledger) -> None:
     state = _Annotator(graph, config_of, ledger, {node for node in graph.nodes if is_annotated(node)})
     for pattern in ordered:
         if pattern.sharing is Sharing.INDEPENDENT:
@@ -71,6 +79,12 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
         if config is None:
             state.ledger.missed("not-configured", anchor, "no configuration applies to it")
             continue
+        refusal = _mode_refusal(pattern, config)
+        if refusal is not None:
+            # Another pattern may be for this mode, and what that says counts more.
+            if anchor not in state.ledger:
+                state.ledger.missed(refusal, anchor, f"as {pattern.name}")
+            continue
         refusal = pattern.match_refusal(match)
         if refusal is not None:
             state.ledger.missed(refusal, anchor, f"as {pattern.name}")
@@ -84,7 +98,7 @@ def _annotate_match(
     inputs: dict[Node, dict[Node, QuantizationSpecBase | None]] = {node: {} for node in match.nodes}
     placeholders = pattern.matcher.pattern.find_nodes(op="placeholder")
     for placeholder, role, bound in zip(placeholders, pattern.roles, match.placeholder_nodes, strict=True):
-        spec = _spec(config, role)
+        spec = _spec(config, role, pattern)
         if bound is None or spec is None:
             continue
         for pattern_user in placeholder.users:
@@ -93,19 +107,39 @@ def _annotate_match(
             inputs[user][bound] = spec
         if role is Role.ACTIVATION:
             state.low_edges.setdefault(bound, spec)
+    output = config.output_activation if pattern.quantizes_output else None
+    if output is not None:
+        state.written[match.anchor] = output
     for node in match.nodes:
-        set_annotation(node, QuantizationAnnotation(inputs[node], _annotated=True))
+        output_here = output if node is match.anchor else None
+        set_annotation(node, QuantizationAnnotation(inputs[node], output_here, _annotated=True))
         state.ledger.quantized(node, pattern.name)
     state.claimed.update(match.nodes)
     state.low_outputs.add(match.anchor)
 
 
-def _spec(config: QuantizationConfig, role: Role) -> QuantizationSpec | None:
-    return {
-        Role.ACTIVATION: config.input_activation,
-        Role.WEIGHT: config.weight,
-        Role.BIAS: config.bias,
-    }[role]
+def _mode_refusal(pattern: OperatorPattern, config: QuantizationConfig) -> str | None:
+    if _mode_of(config) in pattern.modes:
+        return None
+    return f"{'-or-'.join(mode.value for mode in pattern.modes)}-only"
+
+
+def _mode_of(config: QuantizationConfig) -> Mode:
+    activation, weight = config.input_activation, config.weight
+    if activation is not None:
+        return Mode.DYNAMIC if activation.is_dynamic else Mode.STATIC
+    if weight is None:
+        return Mode.STATIC
+    return Mode.HALF_WEIGHT if weight.dtype is torch.float16 else Mode.WEIGHT_ONLY
+
+
+def _spec(config: QuantizationConfig, role: Role, pattern: OperatorPattern) -> QuantizationSpec | None:
+    if role is not Role.WEIGHT:
+        return config.input_activation if role is Role.ACTIVATION else config.bias
+    # A configuration serves all operators, so it says axis 0 where it means output channels.
+    if config.weight is not None and config.weight.ch_axis == 0 and pattern.weight_axis != 0:
+        return attrs.evolve(config.weight, ch_axis=pattern.weight_axis)
+    return config.weight
 
 
 def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPattern]) -> None:
@@ -118,17 +152,18 @@ def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPatte
     low = state.low_outputs | set(state.low_edges)
     able: list[Node] = []
     for node in candidates:
-        if not all(source in low for source in node.all_input_nodes):
-            state.ledger.missed("float-input", node, "not all of its inputs are in low precision")
-        elif state.config_of((node,)) is None:
-            state.ledger.missed("not-configured", node, "no configuration applies to it")
-        elif not _is_float32(node):
-            state.ledger.missed("activation-not-float32", node)
-        else:
-            able.append(node)
-            low.add(node)
-    # Backwards: of those, who is wanted by a reader in low precision, and in which spec.
-    wanted = dict(state.low_edges)
+        refusal = _follower_refusal(state, followers[node.target], node, low)
+        if refusal is not None:
+            state.ledger.missed(refusal[0], node, refusal[1])
+            continue
+        able.append(node)
+        low.add(node)
+        written = [state.written[source] for source in node.all_input_nodes if source in state.written]
+        if written:
+            state.written[node] = written[0]
+    # Backwards: of those, who is wanted by a reader in low precision, and in which spec. Behind what is in
+    # low precision anyway they all are.
+    wanted = state.low_edges | state.written
     for node in reversed(able):
         if node in wanted:
             for source in node.all_input_nodes:
@@ -140,6 +175,21 @@ def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPatte
             state.claimed.add(node)
         else:
             state.ledger.missed("no-low-precision-reader", node, "its result is read in float only")
+
+
+def _follower_refusal(
+    state: _Annotator, pattern: OperatorPattern, node: Node, low: set[Node]
+) -> tuple[str, str] | None:
+    """Reason code and detail of what keeps ``node`` from following, or None."""
+    if not all(source in low for source in node.all_input_nodes):
+        return "float-input", "not all of its inputs are in low precision"
+    config = state.config_of((node,))
+    if config is None:
+        return "not-configured", "no configuration applies to it"
+    if not _is_float32(node):
+        return "activation-not-float32", ""
+    refusal = _mode_refusal(pattern, config) or pattern.refusal(Occurrence(node.all_input_nodes, node))
+    return None if refusal is None else (refusal, f"as {pattern.name}")
 
 
 def _is_float32(node: Node) -> bool:

@@ -24,13 +24,14 @@ def constant_weight(position: int) -> Guard:
     return guard
 
 
-def float32_activations(*positions: int) -> Guard:
-    """The inputs at ``positions`` are float32 tensors, as far as the graph says."""
+def float32_activations(*positions: int, or_bfloat16: bool = False) -> Guard:
+    """The inputs at ``positions`` are float32 tensors (bfloat16 too, if that will do), if the graph knows."""
+    taken = (torch.float32, torch.bfloat16) if or_bfloat16 else (torch.float32,)
 
     def guard(occurrence: Occurrence) -> str | None:
         for position in positions:
             value = _value(occurrence.inputs[position])
-            if value is not None and value.dtype is not torch.float32:
+            if value is not None and value.dtype not in taken:
                 return "activation-not-float32"
         return None
 

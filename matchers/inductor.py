@@ -2,22 +2,24 @@
 
 This is the one module that uses ``torch._inductor.pattern_matcher``. It builds pattern expressions from what
 an operator pattern captured, so the graph is matched before decomposition: ``gelu`` is one node, and one rule
-serves where tables of decomposed forms would spell out many. ``tests/matchers/test_inductor.py`` says when
-the API moves.
+serves where tables of decomposed forms would spell out many. An expression has the operators only; what a
+tensor is — dequantized, with a range of which kind, cast, or float — is read from the node that it is bound
+to. ``tests/matchers/test_inductor.py`` says when the API moves.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import attrs
+import torch
 from torch._inductor.pattern_matcher import (
+    MULTIPLE,
     CallFunction,
     Ignored,
     KeywordArg,
-    ListOf,
     PatternMatcherPass,
     register_graph_pattern,
 )
@@ -30,6 +32,7 @@ from ..ir.meta import STANDS_FOR_KEY
 from .operands import COMMUTATIVE
 from .operator_pattern import (
     KernelCall,
+    Mode,
     Occurrence,
     OperatorPattern,
     OutputQuantization,
@@ -46,8 +49,16 @@ Lowered = Callable[[OperatorPattern, KernelCall, Node], None]
 Refused = Callable[[OperatorPattern, KernelCall, Refusal], None]
 """Called where a guard or a kernel refuses a place: the pattern, the place, and why."""
 
-_QPARAMS = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
-_OUTPUT = "output"
+_MODES: Final[Mapping[tuple[Any, Any], Mode]] = {
+    (qd.DEQUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_CHANNEL): Mode.STATIC,
+    (qd.DEQUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR): Mode.STATIC,
+    (qd.DEQUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_CHANNEL): Mode.DYNAMIC,
+    (qd.DEQUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_TENSOR): Mode.DYNAMIC,
+    (None, qd.DEQUANTIZE_PER_CHANNEL): Mode.WEIGHT_ONLY,
+    (None, qd.DEQUANTIZE_PER_TENSOR): Mode.WEIGHT_ONLY,
+    (None, qd.CONVERT_ELEMENT_TYPE): Mode.HALF_WEIGHT,
+}
+"""The mode by what activations and weight come out of; None for float tensors."""
 
 
 def replace_with_kernels(
@@ -108,6 +119,8 @@ def _rule(
 
     def accepts(match: InductorMatch) -> bool:
         call = _kernel_call(pattern, match, with_quantize)
+        if call is None:
+            return False
         reason = pattern.refusal(_occurrence(pattern, call, match))
         refusal = kernel.refuses(call) if reason is None else Refusal(reason)
         if refusal is not None:
@@ -116,6 +129,7 @@ def _rule(
 
     def replace(match: InductorMatch, *args: Any, **kwargs: Any) -> None:
         call = _kernel_call(pattern, match, with_quantize)
+        assert call is not None
         before = call.output.prev
         with call.graph.inserting_before(call.output):
             new = kernel.emit(call)
@@ -133,84 +147,138 @@ def _rule(
     return accepts, replace
 
 
-def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: bool) -> KernelCall:
+def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: bool) -> KernelCall | None:
+    """The place that ``match`` found; None where its tensors are not in a form that ``pattern`` is for."""
     gm = match.graph.owning_module
     assert isinstance(gm, GraphModule)
-    nodes = sorted(node for node in match.nodes if not qd.is_quantize(node) and not qd.is_dequantize(node))
-    kwargs = match.kwargs
+    output = match.output_node()
+    quantization = OutputQuantization(*output.args[1:]) if with_quantize else None  # pyright: ignore[reportArgumentType]  (literals of the schema's types)
+    nodes = tuple(sorted(node for node in match.nodes if not qd.is_quantize(node)))
     if pattern.sharing is Sharing.SAME_AS_INPUT:
-        (operator,) = nodes
-        scale, zero_point, *tail = (kwargs[f"{_OUTPUT}_{name}"] for name in _QPARAMS)
-        operands: dict[str, QuantizedOperand | Node | None] = {
-            node.name: QuantizedOperand(_integer(node), scale, zero_point, None, *tail)
-            for node in operator.all_input_nodes
-            if qd.is_dequantize(node)
-        }
-    else:
-        operands = {
-            name: _operand(name, role, kwargs)
-            for name, role in zip(pattern.parameters, pattern.roles, strict=True)
-        }
-    return KernelCall(
-        gm=gm,
-        operands=operands,
-        nodes=tuple(nodes),
-        output=match.output_node(),
-        quantization=(
-            OutputQuantization(*(kwargs[f"{_OUTPUT}_{name}"] for name in _QPARAMS)) if with_quantize else None
-        ),
-    )
+        operands = _operands_sharing_parameters(nodes[0], output)
+        return None if operands is None else KernelCall(gm, operands, nodes, output, quantization)
+    bound = {name: match.kwargs[name] for name in pattern.parameters}
+    mode = _mode(pattern, bound)
+    if mode not in pattern.modes or any(node in match.nodes for node in bound.values()):
+        return None
+    operands = {
+        name: _operand(node, role) for (name, node), role in zip(bound.items(), pattern.roles, strict=True)
+    }
+    return KernelCall(gm, operands, nodes, output, quantization, mode)
 
 
-def _occurrence(pattern: OperatorPattern, call: KernelCall, match: InductorMatch) -> Occurrence:
-    dequantized = {_integer(node): node for node in match.nodes if qd.is_dequantize(node)}
+def _mode(pattern: OperatorPattern, bound: Mapping[str, Any]) -> Mode | None:
+    """What of the operator is in low precision; None where that is nothing that has a name."""
+    sources: dict[Role, set[Any]] = {role: set() for role in Role}
+    for role, node in zip(pattern.roles, bound.values(), strict=True):
+        if not isinstance(node, Node) and role is not Role.BIAS:
+            return None
+        sources[role].add(_source(node))
+    activations, weights = sources[Role.ACTIVATION], sources[Role.WEIGHT]
+    if len(activations) != 1 or len(weights) != 1:
+        return None
+    return _MODES.get((*activations, *weights))
 
-    def stands_for(operand: QuantizedOperand | Node | None, role: Role) -> Node | None:
-        if not isinstance(operand, QuantizedOperand):
-            return operand
-        return operand.node if role is Role.WEIGHT else dequantized[operand.node]
 
-    inputs = [stands_for(*pair) for pair in zip(call.operands.values(), pattern.roles, strict=False)]
-    return Occurrence(inputs, call.nodes[-1])
+def _source(node: object) -> Any:
+    """The operator that ``node`` comes out of, if it is one of those that low precision is written with."""
+    if qd.is_dequantize(node) or _is_cast_from_half(node):
+        assert isinstance(node, Node)
+        return node.target
+    return None
 
 
-def _integer(dequantize: Node) -> Node:
-    node = dequantize.args[0]
-    assert isinstance(node, Node)
+def _is_cast_from_half(node: object) -> bool:
+    if not isinstance(node, Node) or node.target is not qd.CONVERT_ELEMENT_TYPE:
+        return False
+    half = node.args[0]
+    assert isinstance(half, Node)
+    value = half.meta.get("val")
+    is_cast = half.target is qd.CONVERT_ELEMENT_TYPE and half.args[1] is torch.float16
+    return is_cast or (isinstance(value, torch.Tensor) and value.dtype is torch.float16)
+
+
+def _operand(node: Any, role: Role) -> QuantizedOperand | Node | None:
+    if role in (Role.BIAS, Role.ADDEND) or not isinstance(node, Node):
+        return node
+    if qd.is_dequantize(node):
+        return _quantized(node)
+    if role is Role.WEIGHT:
+        while node.target is qd.CONVERT_ELEMENT_TYPE:
+            (node,) = node.all_input_nodes
     return node
 
 
-def _operand(name: str, role: Role, kwargs: dict[str, Any]) -> QuantizedOperand | Node | None:
-    if role is Role.BIAS:
-        return kwargs[name]
-    scale, zero_point, quant_min, quant_max, dtype = (kwargs[f"{name}_{q}"] for q in _QPARAMS)
-    return QuantizedOperand(
-        kwargs[name], scale, zero_point, kwargs.get(f"{name}_axis"), quant_min, quant_max, dtype
+def _quantized(dequantize: Node) -> QuantizedOperand:
+    source, scale, zero_point, *rest = dequantize.args
+    assert isinstance(source, Node)
+    axis = rest.pop(0) if dequantize.target is qd.DEQUANTIZE_PER_CHANNEL else None
+    return QuantizedOperand(source, scale, zero_point, axis, *rest)  # pyright: ignore[reportArgumentType]  (literals of the schema's types)
+
+
+def _operands_sharing_parameters(
+    operator: Node, quantize: Node
+) -> dict[str, QuantizedOperand | Node | None] | None:
+    """The inputs of an operator that moves values, by name of their dequantize.
+
+    None where they, or the result, have parameters of their own.
+    """
+    tensors = [node for node in operator.all_input_nodes if not _is_size(node)]
+    equal = all(
+        node.target is qd.DEQUANTIZE_PER_TENSOR and node.args[1:] == quantize.args[1:] for node in tensors
     )
+    return {node.name: _quantized(node) for node in tensors} if tensors and equal else None
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def _occurrence(pattern: OperatorPattern, call: KernelCall, match: InductorMatch) -> Occurrence:
+    if pattern.sharing is Sharing.SAME_AS_INPUT:
+        return Occurrence(tuple(call.nodes[0].all_input_nodes), call.nodes[-1])
+
+    def stands_for(name: str, role: Role) -> Node | None:
+        operand = call.operands[name]
+        if role is Role.WEIGHT and isinstance(operand, QuantizedOperand):
+            return operand.node
+        return operand if role is Role.WEIGHT else match.kwargs[name]  # pyright: ignore[reportReturnType]
+
+    inputs = [stands_for(*pair) for pair in zip(pattern.parameters, pattern.roles, strict=True)]
+    return Occurrence(inputs, call.nodes[-1])
 
 
 def _expressions(pattern: OperatorPattern, with_quantize: bool) -> Iterator[CallFunction]:
     """The pattern expressions of a pattern: one for each order of the operands of commutative operators."""
-    if pattern.sharing is Sharing.SAME_AS_INPUT:
-        yield from _same_parameters(pattern)
-        return
     output = pattern.captured.graph.output_node().all_input_nodes[0]
+    if pattern.sharing is Sharing.SAME_AS_INPUT:
+        yield _quantized_result(_any_call(output))
+        return
     commutative = [node for node in pattern.captured.graph.nodes if node.target in COMMUTATIVE]
     for swaps in itertools.product((False, True), repeat=len(commutative)):
         swapped = {node for node, swap in zip(commutative, swaps, strict=True) if swap}
         expression = _Builder(pattern, swapped).expression(output)
-        if with_quantize:
-            expression = CallFunction(qd.QUANTIZE_PER_TENSOR, expression, *_names(_OUTPUT))
-        yield expression
+        yield _quantized_result(expression) if with_quantize else expression
 
 
-def _names(tensor: str) -> list[KeywordArg]:
-    return [KeywordArg(f"{tensor}_{name}") for name in _QPARAMS]
+def _quantized_result(expression: CallFunction) -> CallFunction:
+    parameters = [Ignored() for _ in range(5)]  # scale, zero point, smallest, largest, dtype
+    return CallFunction(qd.QUANTIZE_PER_TENSOR, expression, *parameters)
+
+
+def _any_call(node: Node, users: Any = 1) -> CallFunction:
+    """A call of the operator of ``node`` with whatever arguments, and the one that picks of its results."""
+    # Of several results each is picked by a call of its own.
+    arguments = [
+        _any_call(a, MULTIPLE) if isinstance(a, Node) and a.op == "call_function" else Ignored()
+        for a in node.args
+    ]
+    return CallFunction(node.target, *arguments, _users=users, **{k: Ignored() for k in node.kwargs})
 
 
 @attrs.frozen
 class _Builder:
-    """Writes the captured graph of a pattern as a pattern expression, tensors dequantized by their role."""
+    """Writes the captured graph of a pattern as a pattern expression."""
 
     pattern: OperatorPattern
     swapped: set[Node]
@@ -230,39 +298,4 @@ class _Builder:
         if argument.op != "placeholder":
             return self.expression(argument)
         placeholders = self.pattern.captured.graph.find_nodes(op="placeholder")
-        i = placeholders.index(argument)
-        name, role = self.pattern.parameters[i], self.pattern.roles[i]
-        if role is Role.BIAS:
-            return KeywordArg(name)
-        scale, zero_point, *tail = _names(name)
-        if role is Role.WEIGHT:
-            return CallFunction(
-                qd.DEQUANTIZE_PER_CHANNEL,
-                KeywordArg(name),
-                scale,
-                zero_point,
-                KeywordArg(f"{name}_axis"),
-                *tail,
-            )
-        return CallFunction(qd.DEQUANTIZE_PER_TENSOR, KeywordArg(name), scale, zero_point, *tail)
-
-
-def _same_parameters(pattern: OperatorPattern) -> Iterator[CallFunction]:
-    """Quantize(op(dequantize(…))) with one set of parameters throughout.
-
-    Inductor's matcher binds a name to one value, so equal names demand equal parameters.
-    """
-    operator = pattern.captured.graph.output_node().all_input_nodes[0]
-    dequantized = CallFunction(qd.DEQUANTIZE_PER_TENSOR, Ignored(), *_names(_OUTPUT))
-    arguments = [
-        dequantized if isinstance(a, Node) else ListOf(dequantized) if _holds_nodes(a) else Ignored()
-        for a in operator.args
-    ]
-    kwargs: dict[str, Any] = {k: Ignored() for k in operator.kwargs}
-    yield CallFunction(
-        qd.QUANTIZE_PER_TENSOR, CallFunction(operator.target, *arguments, **kwargs), *_names(_OUTPUT)
-    )
-
-
-def _holds_nodes(argument: Any) -> bool:
-    return isinstance(argument, (list, tuple)) and any(isinstance(a, Node) for a in argument)
+        return KeywordArg(self.pattern.parameters[placeholders.index(argument)])

@@ -25,6 +25,7 @@ __all__ = [
     "Guard",
     "Kernel",
     "KernelCall",
+    "Mode",
     "Occurrence",
     "OperatorPattern",
     "OutputQuantization",
@@ -41,6 +42,21 @@ class Role(enum.Enum):
     ACTIVATION = "activation"
     WEIGHT = "weight"
     BIAS = "bias"
+    ADDEND = "addend"
+    """Added to the result in float: a residual."""
+
+
+class Mode(enum.Enum):
+    """What of an operator is in low precision, and when its parameters are found."""
+
+    STATIC = "static"
+    """Activations and weight; ranges are found beforehand."""
+    DYNAMIC = "dynamic"
+    """Activations and weight; ranges of activations are found at run time."""
+    WEIGHT_ONLY = "weight-only"
+    """An integer weight; activations are float."""
+    HALF_WEIGHT = "half-weight"
+    """A float16 weight; activations are float."""
 
 
 class Sharing(enum.Enum):
@@ -58,7 +74,7 @@ class Occurrence:
 
     Args:
         inputs: what stands for each parameter of the pattern's function; None for an absent tensor.
-            Activations and biases are float, weights the constant that is stored, whatever its dtype.
+            All are float but weights: those are the constant that is stored, whatever its dtype.
         output: the last operator, whose result is float.
     """
 
@@ -80,8 +96,9 @@ class QuantizedOperand:
 
     Args:
         node: the integer tensor.
-        scale: a number, or for per-channel tensors the node of the scales, float32 ``[C]``.
-        zero_point: a number, or for per-channel tensors the node of the zero points, ``[C]``.
+        scale: a number; for per-channel tensors the node of the scales, float32 ``[C]``; for tensors whose
+            range is found at run time the node of the scale, ``[1]`` or a scalar.
+        zero_point: likewise.
         axis: channel axis of a per-channel tensor, None for per-tensor ones.
         quant_min: smallest quantized value.
         quant_max: largest quantized value.
@@ -115,10 +132,12 @@ class KernelCall:
     Args:
         gm: the graph module.
         operands: quantized operands, float tensors, or None, in order: by parameter name of the pattern's
-            function, or where all share one scale by name of their dequantize.
+            function, or where all share one scale by name of their dequantize. Of a float16 weight it is the
+            constant, in float16 or still in float32.
         nodes: the float operators, in graph order.
         output: the quantize node behind the operators, or the last operator where its output stays float.
         quantization: how the output is quantized; None where it stays float.
+        mode: what of it is in low precision.
     """
 
     gm: GraphModule
@@ -126,6 +145,7 @@ class KernelCall:
     nodes: tuple[Node, ...]
     output: Node
     quantization: OutputQuantization | None
+    mode: Mode = Mode.STATIC
 
     @property
     def graph(self) -> Graph:
@@ -136,6 +156,12 @@ class KernelCall:
         """The operand ``name``, which is an activation or a weight."""
         operand = self.operands[name]
         assert isinstance(operand, QuantizedOperand)
+        return operand
+
+    def float(self, name: str) -> Node | None:
+        """The operand ``name``, which is a float tensor or was left out."""
+        operand = self.operands[name]
+        assert not isinstance(operand, QuantizedOperand)
         return operand
 
     def node_calling(self, *targets: Any) -> Node:
@@ -185,7 +211,7 @@ class OperatorPattern:
         kernel: what it lowers to; None leaves it to the compiler, which fuses dequantize → op → quantize.
         sharing: how the output's parameters relate to the inputs'.
         guards: conditions on a match beyond its structure.
-        dynamic: whether it also runs with activation parameters found at run time.
+        modes: what of it may be in low precision.
         quantizes_output: the kernel writes low precision only, so its output is quantized whoever reads it.
         weight_axis: the axis of the weight's output channels, which per-channel specs follow.
     """
@@ -197,7 +223,7 @@ class OperatorPattern:
     kernel: Kernel | None = None
     sharing: Sharing = Sharing.INDEPENDENT
     guards: tuple[Guard, ...] = ()
-    dynamic: bool = False
+    modes: tuple[Mode, ...] = (Mode.STATIC,)
     quantizes_output: bool = False
     weight_axis: int = 0
 
@@ -226,6 +252,12 @@ class OperatorPattern:
     def anchor(self) -> Any:
         """The ATen operator that the pattern ends with."""
         return self.captured.graph.output_node().all_input_nodes[0].target
+
+    @functools.cached_property
+    def operator(self) -> Any:
+        """The ATen operator that reads the inputs; the anchor may be what picks one of its results."""
+        first = next(node for node in self.captured.graph.nodes if node.op == "call_function")
+        return first.target
 
     @functools.cached_property
     def size(self) -> int:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.meta import PACK_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
 from .registry import register_pass
 
 __all__ = ["PACK_KEY", "PackWeights"]
-
-PACK_KEY: Final = "lowbit.pack"
-"""``node.meta`` key set by kernels on the calls that pack a weight, their first argument."""
 
 
 @register_pass

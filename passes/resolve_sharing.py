@@ -7,9 +7,9 @@ from typing import ClassVar
 import attrs
 from torch.fx import GraphModule, Node
 
+from ..ir.meta import GROUPS_KEY
 from ..ir.points import owner_of, tensor_of
 from ..ir.sharing import resolve_sharing
-from ..ir.snapshot import GROUPS_KEY
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass

@@ -20,6 +20,7 @@ FLOORS = {
     "lowbit.passes": 3,
     "lowbit.backends": 4,
     "lowbit.calibration": 5,
+    "lowbit.export_utils": 5,
     "lowbit.quantize_pt2e": 5,
     "lowbit.tools": 6,
     "lowbit": 7,
@@ -34,6 +35,17 @@ PRIVATE_TORCH = {
     ("lowbit.ir.quantized_decomposed", "torch.ao.quantization.fx._decomposed"): (
         "registers the quantized_decomposed operators; Inductor imports it too"
     ),
+    (
+        "lowbit.ir.observers.distributed",
+        "torch.nn.parallel.DistributedDataParallel._get_active_ddp_module",
+    ): "tells the processes whose statistics must agree; no public function does",
+    ("lowbit.ir.text.exported", "torch.export._unlift"): (
+        "the input checks that torch.export puts on a module, to write them down and to put them back"
+    ),
+    ("lowbit.ir.text.exported", "torch.fx.graph._PyTreeCodeGen"): "lets a graph take structures apart",
+    ("lowbit.ir.text.exported", "torch.fx.graph._PyTreeInfo"): "lets a graph take structures apart",
+    ("lowbit.ir.text.symbols", "torch.utils._sympy"): "symbolic sizes are sympy expressions of its functions",
+    ("lowbit.passes.instruments.trace_changes", "torch._logging"): "writes torch's structured trace",
     ("lowbit.ir.schema", "torch._C._dispatch_has_kernel_for_dispatch_key"): (
         "tells operators that are made of others in every dispatch; no public function does"
     ),

@@ -11,11 +11,13 @@ from torch.fx import Node
 from ...ir.attributes import get_tensor
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, Refusal
+from .operands import weight_parameters
 from .prepack import QCONV_PREPACK, pack_weight
 
 __all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
 
-_CONV: Final = torch.ops.aten.conv2d.default
+_aten = torch.ops.aten
+_CONVOLUTIONS: Final = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
 
 
 @attrs.frozen
@@ -29,12 +31,15 @@ class ConvArguments:
 
 def conv_arguments(call: KernelCall) -> ConvArguments:
     """The arguments for the convolution of ``call``, its weight packed by a node of the graph."""
-    x, weight = call.quantized("x"), call.quantized("weight")
-    conv = call.node_calling(_CONV)
-    geometry = (*(_pair(conv, name) for name in ("stride", "padding", "dilation")), argument(conv, "groups"))
-    packed = pack_weight(call, QCONV_PREPACK, conv, weight.scale, x.scale, x.zero_point, *geometry)
-    head = (x.node, x.scale, x.zero_point, packed, weight.scale, weight.zero_point)
-    return ConvArguments(head, call.operands["bias"], geometry)
+    x = call.quantized("x")
+    conv = call.node_calling(*_CONVOLUTIONS)
+    kernel = _kernel_size(call)
+    steps = (_per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation"))
+    geometry = (*steps, argument(conv, "groups"))
+    scales, zero_points = weight_parameters(call)
+    packed = pack_weight(call, QCONV_PREPACK, conv, scales, x.scale, x.zero_point, *geometry)
+    head = (x.node, x.scale, x.zero_point, packed, scales, zero_points)
+    return ConvArguments(head, call.float("bias"), geometry)
 
 
 def refuses_geometry(call: KernelCall) -> Refusal | None:
@@ -44,12 +49,15 @@ def refuses_geometry(call: KernelCall) -> Refusal | None:
     gives wrong numbers or reads out of bounds, and on AMX it gives wrong numbers for results of width 1 (and
     some height) under a horizontal stride. Sizes that only the run tells are let pass.
     """
-    conv = call.node_calling(_CONV)
-    height, width = _extents(conv)
-    if width == 1 and height != 1 and _pair(conv, "stride")[1] > 1:
+    conv = call.node_calling(*_CONVOLUTIONS)
+    kernel = _kernel_size(call)
+    stride, padding, dilation = (
+        _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
+    )
+    *others, width = _extents(conv, kernel)
+    if width == 1 and stride[-1] > 1 and any(size != 1 for size in others):
         return Refusal("column-under-stride")
-    kernel = get_tensor(call.gm, str(call.quantized("weight").node.target)).shape[2:]
-    image, padding, dilation = _extents(conv.args[0]), _pair(conv, "padding"), _pair(conv, "dilation")
+    image = _extents(conv.args[0], kernel)
     for size, k, p, d in zip(image, kernel, padding, dilation, strict=True):
         beside = p > d * (k - 1)
         astride = k > 1 and size is not None and d > size
@@ -58,16 +66,19 @@ def refuses_geometry(call: KernelCall) -> Refusal | None:
     return None
 
 
-def _extents(image: object) -> tuple[int | None, int | None]:
-    """Height and width of an image; None for what is not known before the run."""
+def _kernel_size(call: KernelCall) -> torch.Size:
+    return get_tensor(call.gm, str(call.quantized("weight").node.target)).shape[2:]
+
+
+def _extents(image: object, kernel: torch.Size) -> list[int | None]:
+    """The extents of an image, the width last; None for what is not known before the run."""
     value = image.meta.get("val") if isinstance(image, Node) else None
     if not isinstance(value, torch.Tensor):
-        return None, None
-    height, width = (size if isinstance(size, int) else None for size in value.shape[2:])
-    return height, width
+        return [None] * len(kernel)
+    return [size if isinstance(size, int) else None for size in value.shape[2:]]
 
 
-def _pair(conv: Node, name: str) -> list[int]:
+def _per_dimension(conv: Node, name: str, kernel: torch.Size) -> list[int]:
     value: Any = argument(conv, name)
-    # One number may stand for both dimensions.
-    return [*value] * (2 if len(value) == 1 else 1)
+    # One number may stand for all dimensions.
+    return [*value] * (len(kernel) if len(value) == 1 else 1)

@@ -6,10 +6,20 @@ import os
 
 import torch
 
-__all__ = ["has_vnni"]
+__all__ = ["has_float16", "has_vnni"]
 
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
+
+_WITHOUT_FLOAT16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+    "AVX512_CORE_BF16",
+)
 
 
 def has_vnni() -> bool:
@@ -19,6 +29,11 @@ def has_vnni() -> bool:
     """
     can = torch.cpu.get_capabilities()
     return any(can.get(name, False) for name in _vnni_under(_limit()))
+
+
+def has_float16() -> bool:
+    """Whether oneDNN multiplies float16 here with instructions that know it."""
+    return bool(torch.cpu.get_capabilities().get("avx512_fp16", False)) and _limit() not in _WITHOUT_FLOAT16
 
 
 def _limit() -> str:

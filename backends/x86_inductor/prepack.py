@@ -16,12 +16,14 @@ from torch.fx import Node
 from ...matchers.operator_pattern import KernelCall
 from ...passes.pack_weights import PACK_KEY
 
-__all__ = ["QCONV_PREPACK", "QLINEAR_PREPACK", "pack_weight", "register_fakes"]
+__all__ = ["LINEAR_PREPACK_FP16", "QCONV_PREPACK", "QLINEAR_PREPACK", "pack_weight", "register_fakes"]
 
 QCONV_PREPACK: Final = torch.ops.onednn.qconv_prepack.default
 """``(weight, w_scales, x_scale, x_zp, stride, padding, dilation, groups, x_shape=None) -> packed``"""
 QLINEAR_PREPACK: Final = torch.ops.onednn.qlinear_prepack.default
 """``(weight, x_shape) -> packed``"""
+LINEAR_PREPACK_FP16: Final = torch.ops.onednn.linear_prepack_fp16.default
+"""``(weight, x_shape) -> packed``, in float16"""
 
 
 def pack_weight(call: KernelCall, target: Any, operator: Node, *arguments: Any) -> Node:
@@ -34,9 +36,10 @@ def pack_weight(call: KernelCall, target: Any, operator: Node, *arguments: Any) 
         arguments: what the packing takes between weight and shape.
     """
     register_fakes()
-    weight = call.quantized("weight")
-    packed = call.graph.call_function(target, (weight.node, *arguments, _input_shape(operator)))
-    packed.meta = {k: v for k, v in weight.node.meta.items() if k != "val"} | {PACK_KEY: True}
+    operand = call.operands["weight"]
+    weight = operand if isinstance(operand, Node) else call.quantized("weight").node
+    packed = call.graph.call_function(target, (weight, *arguments, _input_shape(operator)))
+    packed.meta = {k: v for k, v in weight.meta.items() if k != "val"} | {PACK_KEY: True}
     return packed
 
 
@@ -49,10 +52,10 @@ def _input_shape(operator: Node) -> list[int] | None:
     return None
 
 
-def _opaque(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+def _opaque(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     # What a packed tensor reports of itself; the compiler checks real ones against it.
     strides = (1, *(0 for _ in shape[1:]))
-    return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+    return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
 
 
 @functools.cache
@@ -60,10 +63,16 @@ def register_fakes() -> None:
     """Register the fake implementations, once in a process."""
 
     def qconv_prepack(weight: torch.Tensor, *_: object) -> torch.Tensor:
-        return _opaque(weight.shape, weight)
+        # One dimension is packed as two.
+        lines = (1,) if weight.dim() == 3 else ()
+        return _opaque((*weight.shape[:2], *lines, *weight.shape[2:]), weight)
 
     def qlinear_prepack(weight: torch.Tensor, *_: object) -> torch.Tensor:
         return _opaque(weight.shape[::-1], weight)
 
+    def linear_prepack_fp16(weight: torch.Tensor, *_: object) -> torch.Tensor:
+        return _opaque(weight.shape[::-1], weight, torch.float16)
+
     torch.library.register_fake("onednn::qconv_prepack", qconv_prepack)
     torch.library.register_fake("onednn::qlinear_prepack", qlinear_prepack)
+    torch.library.register_fake("onednn::linear_prepack_fp16", linear_prepack_fp16)

@@ -1,47 +1,69 @@
 """Compiling ``onednn.qlinear_pointwise`` without freezing.
 
-Inductor's lowering of the operator asks for a weight that freezing made a constant of the compiled graph, and
-stops with an assertion on any other. Nothing behind it needs that but autotuning, so for weights that are
-inputs of the graph the same extern kernel is built here. This is the one module that uses Inductor's lowering
-table and its oneDNN nodes; ``tests/backends/x86_inductor/test_unfrozen_linear.py`` says when they move.
+Inductor's lowerings of the operator ask for a weight that freezing made a constant of the compiled graph, and
+stop with an assertion on any other. Nothing behind them needs that but autotuning, so for weights that are
+inputs of the graph the same extern kernels are built here. This is the one module that uses Inductor's
+lowering table and its oneDNN nodes; ``tests/backends/x86_inductor/test_unfrozen_linear.py`` says when they
+move.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["register_lowering"]
+__all__ = ["register_lowerings"]
+
+_qlinear = torch.ops.onednn.qlinear_pointwise
 
 
 @functools.cache
-def register_lowering() -> None:
+def register_lowerings() -> None:
     """Let Inductor lower the operator for weights that are not constants; once in a process."""
     # Inductor takes a second to import, which only those who lower pay.
+    from torch._inductor.mkldnn_ir import QLinearPointwiseBinaryPT2E, QLinearPointwisePT2E
+
+    _register(_qlinear.default, QLinearPointwisePT2E.create, rows=1)
+    _register(_qlinear.tensor, QLinearPointwisePT2E.create, rows=1)
+    _register(_qlinear.binary, QLinearPointwiseBinaryPT2E.create, rows=2)
+
+
+def _register(op: Any, create: Callable[..., Any], rows: int) -> None:
+    """Lower ``op`` by ``create``, which takes the same, in two dimensions and with scales as tensors.
+
+    ``rows`` is the number of tensors with the rows of the result: the activation, and with it what is added.
+    """
     from torch._inductor import lowering
     from torch._inductor.ir import TensorBox
-    from torch._inductor.mkldnn_ir import QLinearPointwisePT2E
     from torch._inductor.virtualized import V
 
-    op = torch.ops.onednn.qlinear_pointwise.default
     stock = lowering.lowerings[op]
     view: Any = lowering.view
 
-    def constant(value: Any, dtype: torch.dtype) -> Any:
-        return V.graph.add_tensor_constant(torch.tensor(value, dtype=dtype))
+    def scalar(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, (float, int)):
+            return V.graph.add_tensor_constant(torch.tensor(value, dtype=dtype))
+        value.realize()
+        return value
 
     def qlinear(x: Any, x_scale: Any, x_zero_point: Any, weight: Any, *rest: Any) -> Any:
-        is_constant = weight.get_name() in V.graph.constants
-        if is_constant or not isinstance(x_scale, float) or not isinstance(x_zero_point, int):
+        if weight.get_name() in V.graph.constants:
             return stock(x, x_scale, x_zero_point, weight, *rest)
-        shape = list(x.get_size())
-        rows = x if len(shape) == 2 else view(x, [-1, shape[-1]])
-        scale, zero_point = constant(x_scale, torch.float32), constant(x_zero_point, torch.int32)
-        result: Any = TensorBox.create(QLinearPointwisePT2E.create(rows, scale, zero_point, weight, *rest))
-        if len(shape) == 2:
-            return result
-        return view(result, [*shape[:-1], result.get_size()[-1]])
+        batch = list(x.get_size())[:-1]
+
+        def flat(tensor: Any) -> Any:
+            return tensor if len(batch) == 1 else view(tensor, [-1, list(tensor.get_size())[-1]])
+
+        scale, zero_point = scalar(x_scale, torch.float32), scalar(x_zero_point, torch.int32)
+        w_scale, w_zero_point, *others = rest
+        added = [flat(other) for other in others[: rows - 1]]
+        created = create(
+            flat(x), scale, zero_point, weight, w_scale, w_zero_point, *added, *others[rows - 1 :]
+        )
+        result: Any = TensorBox.create(created)
+        return result if len(batch) == 1 else view(result, [*batch, list(result.get_size())[-1]])
 
     lowering.register_lowering(op, type_promotion_kind=None)(qlinear)

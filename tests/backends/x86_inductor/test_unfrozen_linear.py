@@ -12,7 +12,7 @@ import inspect
 import pytest
 import torch
 from lowbit.backends.x86_inductor.prepack import QCONV_PREPACK, QLINEAR_PREPACK, register_fakes
-from lowbit.backends.x86_inductor.unfrozen_linear import register_lowering
+from lowbit.backends.x86_inductor.unfrozen_linear import register_lowerings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -80,7 +80,7 @@ class QLinear(nn.Module):
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (4,)])
 def test_the_result_of_a_weight_that_is_no_constant(shape: tuple[int, ...]) -> None:
-    register_lowering()
+    register_lowerings()
     torch._dynamo.reset()
     weight = torch.tensor([[1, 2, 3, 4], [-1, 0, 1, 0], [7, -7, 7, -7]], dtype=torch.int8)
     model = QLinear(QLINEAR_PREPACK(weight, list(shape)))

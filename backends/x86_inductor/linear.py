@@ -1,0 +1,94 @@
+"""The linears of oneDNN that X86 patterns lower to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch.fx import Node
+
+from ...matchers.operator_pattern import KernelCall, Mode, Refusal
+from .operands import refuses_operands, weight_parameters
+from .post_operators import PostOperator, post_arguments
+from .prepack import QLINEAR_PREPACK, pack_weight
+from .requantize import clamped, output_arguments, with_post_operator
+from .unfrozen_linear import register_lowerings
+
+__all__ = ["QLinear", "QLinearAdd", "batch_sizes"]
+
+_aten = torch.ops.aten
+_qlinear = torch.ops.onednn.qlinear_pointwise
+
+
+@attrs.frozen
+class QLinear:
+    """``onednn.qlinear_pointwise``: linear, then a unary post-operator, then requantization.
+
+    Args:
+        post: the post-operator, None for none.
+    """
+
+    post: PostOperator | None = None
+    name: str = "onednn.qlinear_pointwise"
+
+    def refuses(self, call: KernelCall) -> Refusal | None:
+        """None, or why the operands do not fit."""
+        return refuses_operands(call)
+
+    def emit(self, call: KernelCall) -> Node:
+        """Insert packing and linear."""
+        target = _qlinear.tensor if call.mode is Mode.DYNAMIC else _qlinear.default
+        arguments = (*_head(call), call.float("bias"), *output_arguments(call))
+        return _in_full_shape(call, with_post_operator(call, target, arguments, self.post))
+
+
+@attrs.frozen
+class QLinearAdd:
+    """``onednn.qlinear_pointwise.binary``: linear, plus a float tensor, a post-operator, requantization.
+
+    Args:
+        post: the post-operator behind the sum, None for none; the kernel knows relu only.
+    """
+
+    post: PostOperator | None = None
+    name: str = "onednn.qlinear_pointwise.binary"
+
+    def refuses(self, call: KernelCall) -> Refusal | None:
+        """None, or why the operands do not fit."""
+        refusal = refuses_operands(call)
+        if refusal is None and call.quantization is None:
+            # The compiler adds in the loop of what reads the sum, a normalization say, which costs nothing.
+            return Refusal("sum-read-in-float")
+        return refusal
+
+    def emit(self, call: KernelCall) -> Node:
+        """Insert packing and linear."""
+        arguments = (*_head(call), call.float("other"), call.float("bias"), *output_arguments(call))
+        post = post_arguments(call, self.post)
+        result = call.graph.call_function(_qlinear.binary, (*arguments, 1.0, 0, "add", 1.0, *post))
+        return _in_full_shape(call, clamped(call, result))
+
+
+def _head(call: KernelCall) -> tuple[Any, ...]:
+    register_lowerings()
+    x = call.quantized("x")
+    packed = pack_weight(call, QLINEAR_PREPACK, call.node_calling(_aten.linear.default))
+    return (x.node, x.scale, x.zero_point, packed, *weight_parameters(call))
+
+
+def _in_full_shape(call: KernelCall, result: Node) -> Node:
+    """``result`` with all its dimensions: of an empty batch the kernel gives two, whatever it was handed."""
+    value = call.node_calling(_aten.linear.default).meta.get("val")
+    if not isinstance(value, torch.Tensor) or all(isinstance(size, int) and size for size in value.shape):
+        return result
+    sizes = [*batch_sizes(call, call.quantized("x").node, value), value.shape[-1]]
+    return call.graph.call_function(_aten.view.default, (result, sizes))
+
+
+def batch_sizes(call: KernelCall, x: Node, value: torch.Tensor) -> list[int | Node]:
+    """The sizes of ``value``, which is like ``x`` but in the last dimension, without that dimension."""
+    return [
+        size if isinstance(size, int) else call.graph.call_function(_aten.sym_size.int, (x, i))
+        for i, size in enumerate(value.shape[:-1])
+    ]

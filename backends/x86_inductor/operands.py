@@ -1,0 +1,62 @@
+"""What oneDNN's int8 kernels ask of their operands, and the form in which they take a weight's scales."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from ...ir.attributes import find_attribute, get_tensor, set_tensor
+from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
+from .saturation import refuses_saturation
+
+__all__ = ["refuses_operands", "weight_parameters"]
+
+
+def refuses_operands(call: KernelCall) -> Refusal | None:
+    """What all int8 kernels ask of their input and weight."""
+    x, weight = call.quantized("x"), call.quantized("weight")
+    if x.dtype is not torch.uint8:
+        return Refusal("activation-not-uint8")
+    return refuses_weight(call, weight) or refuses_saturation(call)
+
+
+def refuses_weight(call: KernelCall, weight: QuantizedOperand) -> Refusal | None:
+    """None, or why ``weight`` is not int8, symmetric, and scaled a tensor or an output channel."""
+    if weight.dtype is not torch.int8 or weight.axis not in (0, None):
+        return Refusal("weight-not-int8-per-output-channel")
+    if not _is_symmetric(call, weight.zero_point):
+        return Refusal("weight-not-symmetric")
+    return None
+
+
+def _is_symmetric(call: KernelCall, zero_point: int | Node) -> bool:
+    if isinstance(zero_point, int):
+        return zero_point == 0
+    return zero_point.op == "get_attr" and not get_tensor(call.gm, str(zero_point.target)).any()
+
+
+def weight_parameters(call: KernelCall) -> tuple[Node, Node]:
+    """The scales and zero points of the weight, one an output channel.
+
+    Of a weight with one scale for all they become constants of the module: ``fc.weight_int8_scales``.
+    """
+    weight = call.quantized("weight")
+    if weight.axis is not None:
+        return weight.scale, weight.zero_point
+    channels = len(get_tensor(call.gm, str(weight.node.target)))
+    scales = torch.full((channels,), weight.scale)
+    return (
+        _constant(call, f"{weight.node.target}_scales", scales),
+        _constant(call, f"{weight.node.target}_zero_points", torch.zeros(channels, dtype=torch.int64)),
+    )
+
+
+def _constant(call: KernelCall, target: str, value: torch.Tensor) -> Node:
+    # A tied weight is met again. A suffix is for another tensor that has the name already.
+    while (found := find_attribute(call.gm, target)) is not None:
+        if isinstance(found, torch.Tensor) and torch.equal(found, value):
+            break
+        target = f"{target}_"
+    else:
+        set_tensor(call.gm, target, value)
+    return call.graph.get_attr(target)
