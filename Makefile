@@ -29,6 +29,8 @@ bench: .venv-bench/.installed ## measure everything, next to torchao, and write 
 	.venv-bench/bin/python benchmarks/graph_work.py --write
 	.venv-bench/bin/python benchmarks/calibration.py --write
 	.venv-bench/bin/python benchmarks/accuracy.py --write
+	.venv-bench/bin/python benchmarks/qat_graph_work.py --write
+	.venv-bench/bin/python benchmarks/qat.py --write
 	.venv-bench/bin/python benchmarks/latency.py --peer --write
 
 venv: .venv/.installed ## set up .venv

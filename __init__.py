@@ -1,7 +1,15 @@
 """lowbit quantizes PyTorch models with compiler passes on FX graphs."""
 
 from . import backends, errors
-from .backends.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from .backends.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
+from .backends.composable import ComposableQuantizer
+from .backends.embedding import EmbeddingQuantizer, get_default_embedding_quantization_config
+from .backends.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
+    get_x86_inductor_linear_weight_only_config,
+)
 from .backends.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from .backends.xpu_inductor import XPUInductorQuantizer, get_default_xpu_inductor_quantization_config
 from .export_utils import (
@@ -56,10 +64,13 @@ from .quantize_pt2e import (
 )
 
 __all__ = [
+    "ArmInductorQuantizer",
+    "ComposableQuantizer",
     "Decision",
     "DerivedObserver",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
+    "EmbeddingQuantizer",
     "FakeQuantize",
     "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
@@ -101,11 +112,15 @@ __all__ = [
     "enable_observer",
     "errors",
     "freeze_bn_stats",
+    "get_default_arm_inductor_quantization_config",
+    "get_default_embedding_quantization_config",
     "get_default_x86_inductor_quantization_config",
     "get_default_xpu_inductor_quantization_config",
     "get_source_partitions",
     "get_stage",
     "get_symmetric_quantization_config",
+    "get_x86_inductor_linear_dynamic_fp16_config",
+    "get_x86_inductor_linear_weight_only_config",
     "lower_pt2e",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",

@@ -6,7 +6,7 @@ Names, arguments and defaults are those of PyTorch's PT2 Export quantization tut
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from torch.fx import GraphModule
@@ -20,14 +20,17 @@ from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
-from .ir.meta import BACKEND_KEY, LEDGER_KEY
+from .ir.meta import BACKEND_KEY, LEDGER_KEY, QAT_KEY
 from .ir.quantizer import Quantizer
 from .ir.schema import argument
 from .ir.verifiers import is_observer
 from .passes import PassContext, PassManager, Pipeline, ReferenceRepresentation
-from .passes.instruments import Instrument, TraceChanges, Verify
+from .passes.instruments import Instrument, TraceChanges, Verify, VerifyNumeric
+from .passes.registry import unknown_name
 
 __all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e", "prepare_qat_pt2e"]
+
+Verification: TypeAlias = Literal["stages", "numeric"]
 
 _TRAINING_ARGUMENTS: Final = {
     torch.ops.aten.batch_norm.default: "training",
@@ -41,6 +44,8 @@ def prepare_pt2e(
     *,
     pipeline: Pipeline | None = None,
     instruments: Sequence[Instrument] = (),
+    verify: Verification = "stages",
+    example_inputs: Sequence[Any] | None = None,
 ) -> GraphModule:
     """Fold BatchNorm, annotate with ``quantizer`` and insert observers, for post-training quantization.
 
@@ -54,6 +59,10 @@ def prepare_pt2e(
         quantizer: says what is quantized and how.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
+        verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
+            graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
+            (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
+        example_inputs: the arguments of the model; a batch of one or two is enough.
 
     Returns:
         A new graph module to be calibrated: run it on representative inputs.
@@ -64,12 +73,13 @@ def prepare_pt2e(
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
     _check_exported(model)
+    looking_on = (*instruments, *_verification(verify, example_inputs))
     _check_quantizer(quantizer)
     backend = _backend_of(quantizer)
     _check_inference(model)
     default = PREPARE if backend is None else backend.prepare
     passes = default if pipeline is None else pipeline
-    prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
+    prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
     if backend is not None:
         prepared.meta[BACKEND_KEY] = backend.name
     return prepared
@@ -81,6 +91,8 @@ def prepare_qat_pt2e(
     *,
     pipeline: Pipeline | None = None,
     instruments: Sequence[Instrument] = (),
+    verify: Verification = "stages",
+    example_inputs: Sequence[Any] | None = None,
 ) -> GraphModule:
     """Annotate with ``quantizer`` and insert fake quantizers, for quantization-aware training.
 
@@ -99,6 +111,10 @@ def prepare_qat_pt2e(
         quantizer: says what is quantized and how; its presets with ``is_qat=True`` have fake quantizers.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
+        verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
+            graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
+            (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
+        example_inputs: the arguments of the model; a batch of one or two is enough.
 
     Returns:
         A new graph module with parameters of its own, in training mode. Train it, with an optimizer over its
@@ -111,6 +127,7 @@ def prepare_qat_pt2e(
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
     _check_exported(model)
+    looking_on = (*instruments, *_verification(verify, example_inputs))
     _check_quantizer(quantizer)
     backend = _backend_of(quantizer)
     default = PREPARE_QAT if backend is None else backend.prepare_qat
@@ -121,7 +138,7 @@ def prepare_qat_pt2e(
             f"the backend {backend.name} has no quantization-aware training",
             hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
         )
-    prepared = _run(model, passes, PassContext(quantizer=quantizer), instruments)
+    prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
     own_tensors(prepared)
     torch.nn.Module.train(prepared, True)
     if backend is not None:
@@ -136,6 +153,8 @@ def convert_pt2e(
     *,
     pipeline: Pipeline | None = None,
     instruments: Sequence[Instrument] = (),
+    verify: Verification = "stages",
+    example_inputs: Sequence[Any] | None = None,
 ) -> GraphModule:
     """Replace observers by quantize/dequantize pairs with the parameters they found.
 
@@ -147,6 +166,10 @@ def convert_pt2e(
         fold_quantize: store quantized weights; False keeps float weights and quantizes them at every call.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
+        verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
+            graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
+            (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
+        example_inputs: the arguments of the model; a batch of one or two is enough.
 
     Returns:
         A new graph module of float operators between quantize/dequantize pairs; with
@@ -157,6 +180,7 @@ def convert_pt2e(
         NotCalibratedError: an observer saw no data.
     """
     _check_exported(model)
+    looking_on = (*instruments, *_verification(verify, example_inputs))
     name = model.meta.get(BACKEND_KEY)
     default = CONVERT if name is None else get_backend(name).convert
     passes = default if pipeline is None else pipeline
@@ -164,7 +188,11 @@ def convert_pt2e(
         passes = passes.without("fold-quantize")
     if use_reference_representation:
         passes = Pipeline((*passes, ReferenceRepresentation()))
-    return _run(model, passes, PassContext(ledger=_ledger_of(model)), instruments)
+    converted = _run(model, passes, PassContext(ledger=_ledger_of(model)), looking_on)
+    if model.meta.get(QAT_KEY):
+        # Training may go on, and writes into what the two would share (biases, running statistics).
+        own_tensors(converted)
+    return converted
 
 
 def lower_pt2e(
@@ -174,6 +202,8 @@ def lower_pt2e(
     pack_weights: bool = True,
     pipeline: Pipeline | None = None,
     instruments: Sequence[Instrument] = (),
+    verify: Verification = "stages",
+    example_inputs: Sequence[Any] | None = None,
 ) -> GraphModule:
     """Put a backend's kernels in place of dequantize → operator → quantize.
 
@@ -189,6 +219,10 @@ def lower_pt2e(
             it runs eagerly; to compile there, save the converted model and lower it after loading.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
+        verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
+            graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
+            (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
+        example_inputs: the arguments of the model; a batch of one or two is enough.
 
     Returns:
         A new graph module that computes in low precision.
@@ -199,6 +233,7 @@ def lower_pt2e(
         UnsupportedError: another program takes converted models of this backend; the hint says which.
     """
     _check_exported(model)
+    looking_on = (*instruments, *_verification(verify, example_inputs))
     chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
     passes = chosen.lower if pipeline is None else pipeline
     if passes is None:
@@ -209,7 +244,7 @@ def lower_pt2e(
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
-    return _run(model, passes, context, instruments)
+    return _run(model, passes, context, looking_on)
 
 
 def decisions(model: GraphModule) -> tuple[Decision, ...]:
@@ -242,6 +277,19 @@ def _check_exported(model: object) -> None:
         f"the model is a {kind}, not an exported graph module",
         hint="export it first: torch.export.export(model.eval(), example_inputs).module()",
     )
+
+
+def _verification(verify: str, example_inputs: Sequence[Any] | None) -> tuple[Instrument, ...]:
+    if verify not in get_args(Verification):
+        raise unknown_name("verification", verify, get_args(Verification))
+    if verify == "stages":
+        return ()
+    if example_inputs is None:
+        raise GraphInputError(
+            "verify='numeric' was asked for without inputs to run the model on",
+            hint="pass the arguments of the model: verify='numeric', example_inputs=(x,)",
+        )
+    return (VerifyNumeric(example_inputs),)
 
 
 def _check_quantizer(quantizer: object) -> None:

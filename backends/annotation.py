@@ -8,24 +8,32 @@ throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeGuard
 
 import attrs
 import torch
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from ..ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
+from ..ir.annotation import QuantizationAnnotation, get_annotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
 from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from ..matchers.match import Match
-from ..matchers.operator_pattern import Mode, Occurrence, OperatorPattern, Role, Sharing
+from ..matchers.operator_pattern import Occurrence, OperatorPattern, Refusal, Role, Sharing
 from .batch_norm import annotate_past_batch_norms
+from .capabilities import mode_of
 
 __all__ = ["ConfigOf", "annotate_patterns"]
 
+_FOLLOWED: Final = (torch.float32, torch.bfloat16, None)
+"""The dtypes of what values are moved of in low precision; None is that of graphs that do not say."""
+
 ConfigOf = Callable[[tuple[Node, ...]], "QuantizationConfig | None"]
 """The configuration for the operators of a match; None leaves them float."""
+
+
+_NO_PATTERN: Final = Refusal("no-pattern", "the backend has no operator pattern for it")
 
 
 @attrs.define
@@ -33,6 +41,7 @@ class _Annotator:
     graph: Graph
     config_of: ConfigOf
     ledger: Ledger
+    left_float: Mapping[Any, Refusal]
     claimed: set[Node]
     low_outputs: set[Node] = attrs.Factory(set)
     """Outputs of operators that can write low precision."""
@@ -43,26 +52,54 @@ class _Annotator:
 
 
 def annotate_patterns(
-    graph: Graph, patterns: Iterable[OperatorPattern], config_of: ConfigOf, ledger: Ledger
+    graph: Graph,
+    patterns: Iterable[OperatorPattern],
+    config_of: ConfigOf,
+    ledger: Ledger,
+    left_float: Mapping[Any, Refusal] | None = None,
 ) -> None:
     """Annotate every occurrence of ``patterns`` in a canonical float graph.
 
     Larger patterns come first; operators that are annotated already are left alone. BatchNorms that will be
     folded are seen as part of the convolution before them. What is not quantized has
-    its reason in ``ledger``.
+    its reason in ``ledger``; of operators that no pattern asks about that in ``left_float``, or
+    ``no-pattern``.
     """
     ordered = sorted(patterns, key=lambda p: -p.size)
-    annotate_past_batch_norms(graph, lambda seen: _annotate(seen, ordered, config_of, ledger))
+
+    def annotate(seen: Graph) -> None:
+        claimed = {node for node in seen.nodes if is_annotated(node)}
+        _annotate(_Annotator(seen, config_of, ledger, left_float or {}, claimed), ordered)
+
+    annotate_past_batch_norms(graph, annotate)
 
 
-def _annotate(graph: Graph, ordered: list[OperatorPattern], config_of: ConfigOf, ledger: Ledger) -> None:
-    state = _Annotator(graph, config_of, ledger, {node for node in graph.nodes if is_annotated(node)})
+def _annotate(state: _Annotator, ordered: list[OperatorPattern]) -> None:
+    _take_up_annotations(state)
     for pattern in ordered:
         if pattern.sharing is Sharing.INDEPENDENT:
             _annotate_compute(state, pattern)
-    followers = {p.anchor: p for p in ordered if p.sharing is Sharing.SAME_AS_INPUT}
+    followers = {p.operator: p for p in ordered if p.sharing is Sharing.SAME_AS_INPUT}
     _annotate_followers(state, followers)
     _explain_rest(state)
+
+
+def _take_up_annotations(state: _Annotator) -> None:
+    """What others annotated counts: what they read and write in low precision may be followed."""
+    for node in state.graph.nodes:
+        annotation = get_annotation(node) if node in state.claimed else None
+        if annotation is None:
+            continue
+        for source, spec in annotation.input_qspec_map.items():
+            if _is_static(spec) and source.op != "get_attr":
+                state.low_edges.setdefault(source, spec)
+        if _is_static(annotation.output_qspec):
+            state.written[node] = annotation.output_qspec
+            state.low_outputs.add(node)
+
+
+def _is_static(spec: QuantizationSpecBase | None) -> TypeGuard[QuantizationSpec]:
+    return isinstance(spec, QuantizationSpec) and not spec.is_dynamic
 
 
 def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
@@ -113,29 +150,20 @@ def _annotate_match(
     for node in match.nodes:
         output_here = output if node is match.anchor else None
         set_annotation(node, QuantizationAnnotation(inputs[node], output_here, _annotated=True))
-        state.ledger.quantized(node, pattern.name)
+        state.ledger.quantized(node, pattern.name, intended=bool(inputs[node]))
     state.claimed.update(match.nodes)
     state.low_outputs.add(match.anchor)
 
 
 def _mode_refusal(pattern: OperatorPattern, config: QuantizationConfig) -> str | None:
-    if _mode_of(config) in pattern.modes:
+    if mode_of(config) in pattern.modes:
         return None
     return f"{'-or-'.join(mode.value for mode in pattern.modes)}-only"
 
 
-def _mode_of(config: QuantizationConfig) -> Mode:
-    activation, weight = config.input_activation, config.weight
-    if activation is not None:
-        return Mode.DYNAMIC if activation.is_dynamic else Mode.STATIC
-    if weight is None:
-        return Mode.STATIC
-    return Mode.HALF_WEIGHT if weight.dtype is torch.float16 else Mode.WEIGHT_ONLY
-
-
 def _spec(config: QuantizationConfig, role: Role, pattern: OperatorPattern) -> QuantizationSpec | None:
     if role is not Role.WEIGHT:
-        return config.input_activation if role is Role.ACTIVATION else config.bias
+        return {Role.ACTIVATION: config.input_activation, Role.BIAS: config.bias}.get(role)
     # A configuration serves all operators, so it says axis 0 where it means output channels.
     if config.weight is not None and config.weight.ch_axis == 0 and pattern.weight_axis != 0:
         return attrs.evolve(config.weight, ch_axis=pattern.weight_axis)
@@ -154,60 +182,79 @@ def _annotate_followers(state: _Annotator, followers: dict[object, OperatorPatte
     for node in candidates:
         refusal = _follower_refusal(state, followers[node.target], node, low)
         if refusal is not None:
-            state.ledger.missed(refusal[0], node, refusal[1])
+            for of_it in (node, *_results(node)):
+                state.ledger.missed(refusal[0], of_it, refusal[1])
             continue
         able.append(node)
-        low.add(node)
-        written = [state.written[source] for source in node.all_input_nodes if source in state.written]
+        low.update(_results(node))
+        written = [state.written[source] for source in _tensors(node) if source in state.written]
         if written:
-            state.written[node] = written[0]
+            state.written.update(dict.fromkeys(_results(node), written[0]))
     # Backwards: of those, who is wanted by a reader in low precision, and in which spec. Behind what is in
     # low precision anyway they all are.
     wanted = state.low_edges | state.written
+    specs: dict[Node, QuantizationSpec] = {}
     for node in reversed(able):
-        if node in wanted:
-            for source in node.all_input_nodes:
-                wanted.setdefault(source, wanted[node])
+        asked = [wanted[result] for result in _results(node) if result in wanted]
+        if asked:
+            specs[node] = asked[0]
+            for source in _tensors(node):
+                wanted.setdefault(source, asked[0])
     for node in able:
-        if node in wanted:
-            _annotate_follower(node, wanted[node])
-            state.ledger.quantized(node, followers[node.target].name)
-            state.claimed.add(node)
-        else:
-            state.ledger.missed("no-low-precision-reader", node, "its result is read in float only")
+        if node in specs:
+            _annotate_follower(node, specs[node])
+        for of_it in (node, *_results(node)):
+            if node in specs:
+                state.ledger.quantized(of_it, followers[node.target].name, intended=of_it is node)
+                state.claimed.add(of_it)
+            else:
+                state.ledger.missed("no-low-precision-reader", of_it, "its result is read in float only")
+
+
+def _results(node: Node) -> tuple[Node, ...]:
+    """The tensors that ``node`` makes: itself, or what picks them out of the several that it returns."""
+    return tuple(node.users) if isinstance(node.meta.get("val"), (list, tuple)) else (node,)
+
+
+def _tensors(node: Node) -> list[Node]:
+    """The tensors that ``node`` reads; what else it reads are sizes."""
+    values = ((source, source.meta.get("val")) for source in node.all_input_nodes)
+    return [source for source, value in values if value is None or isinstance(value, torch.Tensor)]
 
 
 def _follower_refusal(
     state: _Annotator, pattern: OperatorPattern, node: Node, low: set[Node]
 ) -> tuple[str, str] | None:
     """Reason code and detail of what keeps ``node`` from following, or None."""
-    if not all(source in low for source in node.all_input_nodes):
+    sources, results = _tensors(node), _results(node)
+    if not sources or not all(source in low for source in sources):
         return "float-input", "not all of its inputs are in low precision"
+    if any(result.target is not pattern.anchor for result in results):
+        return "several-results", "its results are handed on together"
     config = state.config_of((node,))
     if config is None:
         return "not-configured", "no configuration applies to it"
-    if not _is_float32(node):
+    if len(set(map(_dtype, (*sources, *results))) - {None}) > 1 or _dtype(results[0]) not in _FOLLOWED:
         return "activation-not-float32", ""
-    refusal = _mode_refusal(pattern, config) or pattern.refusal(Occurrence(node.all_input_nodes, node))
+    refusal = _mode_refusal(pattern, config) or pattern.refusal(Occurrence(sources, results[0]))
     return None if refusal is None else (refusal, f"as {pattern.name}")
 
 
-def _is_float32(node: Node) -> bool:
+def _dtype(node: Node) -> torch.dtype | None:
     value = node.meta.get("val")
-    return not isinstance(value, torch.Tensor) or value.dtype is torch.float32
+    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
 def _annotate_follower(node: Node, spec: QuantizationSpec) -> None:
-    first, *others = node.all_input_nodes
+    first, *others = _tensors(node)
     shared = SharedQuantizationSpec((first, node))
-    set_annotation(
-        node,
-        QuantizationAnnotation(
-            input_qspec_map={first: spec, **dict.fromkeys(others, shared)},
-            output_qspec=shared,
-            _annotated=True,
-        ),
-    )
+    inputs: dict[Node, QuantizationSpecBase | None] = {first: spec, **dict.fromkeys(others, shared)}
+    results = _results(node)
+    output = shared if results == (node,) else None
+    set_annotation(node, QuantizationAnnotation(inputs, output, _annotated=True))
+    for result in results:
+        if result is not node:
+            set_annotation(result, QuantizationAnnotation({}, shared, _annotated=True))
 
 
 def _explain_rest(state: _Annotator) -> None:
@@ -217,4 +264,5 @@ def _explain_rest(state: _Annotator) -> None:
             # Of several outputs (split, topk) one in floating-point is enough.
             values = pytree.tree_leaves(node.meta.get("val"))
             if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values):
-                state.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")
+                why = state.left_float.get(node.target, _NO_PATTERN)
+                state.ledger.missed(why.reason, node, why.detail)

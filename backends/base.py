@@ -9,6 +9,7 @@ import attrs
 from ..ir.quantizer import Quantizer
 from ..matchers.operator_pattern import OperatorPattern
 from ..passes.pipeline import Pipeline
+from .capabilities import Capabilities, Preset, capabilities_of
 
 __all__ = ["Backend"]
 
@@ -27,6 +28,9 @@ class Backend:
         lowered_by: that program and how it is called, in one sentence.
         prepare_qat: FLOAT → OBSERVED, for quantization-aware training; None where the backend has no presets
             for it.
+        presets: the configurations that its quantizer may be given, by name.
+        device: type of the device that its kernels run on, None for any.
+        is_available: whether they run on this machine.
     """
 
     name: str
@@ -37,3 +41,10 @@ class Backend:
     lower: Pipeline | None
     lowered_by: str = ""
     prepare_qat: Pipeline | None = None
+    presets: tuple[Preset, ...] = ()
+    device: str | None = None
+    is_available: Callable[[], bool] = lambda: True
+
+    def capabilities(self) -> Capabilities:
+        """What it can quantize: a cell for each pattern under each preset."""
+        return capabilities_of(self.name, self.patterns, self.presets, is_lowered=self.lower is not None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch.fx import GraphModule
 
+from ..errors import UnsupportedError
 from ..ir.ledger import Ledger
 from ..ir.quantizer import Quantizer
 from ..ir.specs import QuantizationConfig
-from ..matchers.operator_pattern import OperatorPattern
+from ..matchers.operator_pattern import OperatorPattern, Refusal
 from .annotation import annotate_patterns
+from .capabilities import Capabilities
+from .registry import get_backend
 from .selection import ConfigSelection
 
 __all__ = ["PatternQuantizer"]
@@ -37,6 +40,8 @@ class PatternQuantizer(Quantizer):
     backend_name: ClassVar[str | None] = None
     """The registered backend that models prepared with it are for."""
     patterns: ClassVar[tuple[OperatorPattern, ...]] = ()
+    left_float: ClassVar[Mapping[Any, Refusal]] = {}
+    """Why the backend has no pattern for an operator, where that is worth more than ``no-pattern``."""
 
     def __init__(self) -> None:
         self._selection = ConfigSelection()
@@ -83,6 +88,19 @@ class PatternQuantizer(Quantizer):
         self._selection.set_module_name(module_name, quantization_config)
         return self
 
+    def quantization_capabilities(self) -> Capabilities:
+        """What its backend can quantize, whatever is configured.
+
+        Raises:
+            UnsupportedError: it is of no backend.
+        """
+        if self.backend_name is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} is of no backend, which is what a table of capabilities is of",
+                hint="register a Backend, and name it in backend_name",
+            )
+        return get_backend(self.backend_name).capabilities()
+
     def bind_ledger(self, ledger: Ledger) -> None:
         """Write decisions to ``ledger``."""
         self._ledger = ledger
@@ -90,5 +108,5 @@ class PatternQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the operators that the patterns describe."""
         self._selection.check_selectors(model.graph)
-        annotate_patterns(model.graph, self.patterns, self._selection.of, self._ledger)
+        annotate_patterns(model.graph, self.patterns, self._selection.of, self._ledger, self.left_float)
         return model

@@ -17,6 +17,7 @@ from .aliasing import aliased_inputs, written_inputs
 from .location import locate
 
 __all__ = [
+    "AttributeFinder",
     "FreeNames",
     "constant_value",
     "delete_unused",
@@ -46,6 +47,25 @@ def find_attribute(root: torch.nn.Module, target: str) -> object | None:
         if value is None:
             return None
     return value
+
+
+class AttributeFinder:
+    """Finds many attributes of one module tree, walking to each of its modules once.
+
+    Args:
+        root: the tree; what was found is out of date when its modules change.
+    """
+
+    def __init__(self, root: torch.nn.Module) -> None:
+        self._modules: dict[str, object | None] = {"": root}
+
+    def find(self, target: str) -> object | None:
+        """What is at the dotted ``target``; None if there is nothing."""
+        prefix, _, name = target.rpartition(".")
+        if prefix not in self._modules:
+            self._modules[prefix] = self.find(prefix)
+        parent = self._modules[prefix]
+        return None if parent is None else _member(parent, name)
 
 
 def get_attribute(root: torch.nn.Module, target: str) -> object:

@@ -150,6 +150,7 @@ def enter_evaluation(gm: GraphModule) -> bool:
 def enter_training(gm: GraphModule) -> bool:
     """Bring the blocks of ``gm`` into training form; say whether there was one in evaluation form."""
     convs, reads = blocks_in_evaluation(gm.graph), attribute_reads(gm.graph)
+    taken = {node.name for node in gm.graph.nodes} if convs else set[str]()
     for conv in convs:
         block: Block = conv.meta.pop(BLOCK_KEY)
         write = BlockWriter(conv, block, reads)
@@ -161,7 +162,10 @@ def enter_training(gm: GraphModule) -> bool:
             _, weight = write.unscaled_weight(quantized, scaled)
         set_operand(conv, "weight", weight)
         set_operand(conv, "bias", write.optional_attribute(block.bias))
-        write.batch_norm()
+        norm = write.batch_norm()
+        if block.name not in taken:
+            # A graph hands out no name twice, be its node long gone.
+            norm.name = block.name
     if convs:
         _erase_unread_parts(gm.graph)
     return bool(convs)

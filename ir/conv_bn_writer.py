@@ -15,7 +15,8 @@ __all__ = ["Block", "BlockWriter", "role_of", "set_operand"]
 
 _aten = torch.ops.aten
 
-# Scales of smaller magnitude cannot be divided by: that a channel is off is all they say.
+# Scales of no larger magnitude cannot be divided by: that a channel is off is all they say. In float16 this
+# is 0, and only 0 is off.
 _SMALLEST_SCALE: Final = 2.0**-100
 _KEPT_META: Final = ("nn_module_stack", "stack_trace", "from_node")
 
@@ -140,7 +141,7 @@ class BlockWriter:
         weight, rows = cast(Node, scaled.args[0]), cast(Node, scaled.args[1])
         val = weight.meta.get("val")
         magnitude = self.call("off", _aten.abs.default, (rows,), None)
-        off = self.call("off", _aten.lt.Scalar, (magnitude, _SMALLEST_SCALE), None)
+        off = self.call("off", _aten.le.Scalar, (magnitude, _SMALLEST_SCALE), None)
         divisor = self.call("off", _aten.masked_fill.Scalar, (rows, off, 1.0), None)
         unscaled = self.call("unscaled", _aten.div.Tensor, (quantized, divisor), val)
         return unscaled, self.call("restored", _aten.where.self, (off, weight, unscaled), val)

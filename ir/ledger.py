@@ -15,19 +15,23 @@ from .location import module_path, source_line
 
 __all__ = ["Decision", "Ledger"]
 
+_ORIGIN = ("nn_module_stack", "stack_trace")
+
 
 @attrs.frozen
 class Decision:
     """The status of one float operator.
 
     Args:
-        node: name of the node.
+        node: name of the node; in a body of ``cond`` and the like behind that of the body: ``body.linear``.
         target: its operator, as text.
         status: "quantized" or "float".
         reason: a kebab-case code ("weight-not-constant"); for quantized nodes, the operator pattern.
         detail: one sentence for people; may be empty.
         module: dotted path of the module that made the node.
         source: source line of the user's model.
+        intended: whether it reads a tensor in low precision, or did once it was annotated.
+        kernel: what it runs on in low precision, once it is lowered.
     """
 
     node: str
@@ -37,6 +41,8 @@ class Decision:
     detail: str = ""
     module: str = ""
     source: str = ""
+    intended: bool = False
+    kernel: str = ""
 
 
 @attrs.frozen
@@ -49,6 +55,8 @@ class _Entry:
     reason: str
     detail: str
     origin: dict[str, Any]
+    intended: bool
+    kernel: str
 
     def decision(self) -> Decision:
         return Decision(
@@ -59,7 +67,20 @@ class _Entry:
             self.detail,
             module=module_path(self.origin),
             source=source_line(self.origin),
+            intended=self.intended,
+            kernel=self.kernel,
         )
+
+
+@attrs.frozen
+class _Said:
+    """What is to be written about a node, whoever it is."""
+
+    status: str
+    reason: str
+    detail: str
+    intended: bool
+    kernel: str = ""
 
 
 @attrs.define
@@ -68,17 +89,44 @@ class Ledger:
 
     _entries: dict[str, _Entry] = attrs.Factory(dict)
 
-    def _write(self, node: Node, status: str, reason: str, detail: str) -> None:
-        origin = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
-        self._entries[node.name] = _Entry(node.name, str(node.target), status, reason, detail, origin)
+    def quantized(
+        self, node: Node, pattern: str, detail: str = "", *, intended: bool = False, kernel: str = ""
+    ) -> None:
+        """``node`` will run in low precision as part of ``pattern``; the rest as in :class:`Decision`."""
+        self._write(node, _Said("quantized", pattern, detail, intended, kernel))
 
-    def quantized(self, node: Node, pattern: str, detail: str = "") -> None:
-        """``node`` will run in low precision as part of ``pattern``."""
-        self._write(node, "quantized", pattern, detail)
+    def missed(
+        self,
+        reason: str,
+        node: Node,
+        detail: str = "",
+        *,
+        intended: bool = False,
+        inside: tuple[Node, str] | None = None,
+    ) -> None:
+        """``node`` stays float because of ``reason``, unless a later entry says otherwise.
 
-    def missed(self, reason: str, node: Node, detail: str = "") -> None:
-        """``node`` stays float because of ``reason``, unless a later entry says otherwise."""
-        self._write(node, "float", reason, detail)
+        Args:
+            reason: the reason code.
+            node: the operator.
+            detail: one sentence for people.
+            intended: as in :class:`Decision`.
+            inside: of a node in a body: the operator whose body it is, and the body's name.
+        """
+        self._write(node, _Said("float", reason, detail, intended), inside)
+
+    def _write(self, node: Node, said: _Said, inside: tuple[Node, str] | None = None) -> None:
+        name = node.name if inside is None else f"{inside[1]}.{node.name}"
+        # Bodies are traced apart, and may not say which module they are of.
+        sources = (node,) if inside is None else (inside[0], node)
+        origin: dict[str, Any] = {}
+        for source in sources:
+            origin |= {key: value for key in _ORIGIN if (value := source.meta.get(key))}
+        before = self._entries.get(name)
+        intended = said.intended or (before is not None and before.intended)
+        self._entries[name] = _Entry(
+            name, str(node.target), said.status, said.reason, said.detail, origin, intended, said.kernel
+        )
 
     def __contains__(self, node: Node) -> bool:
         return node.name in self._entries

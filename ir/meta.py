@@ -11,6 +11,7 @@ from typing import Final
 
 __all__ = [
     "ANNOTATION_KEY",
+    "BACKEND_CONFIG_KEY",
     "BACKEND_KEY",
     "BLOCK_KEY",
     "GROUPS_KEY",
@@ -66,6 +67,8 @@ STAGE_KEY: Final = "lowbit.stage"
 """``Stage``; written by the pass manager."""
 BACKEND_KEY: Final = "lowbit.backend"
 """``str``, the name of the backend whose quantizer prepared the model; written by ``prepare_pt2e``."""
+BACKEND_CONFIG_KEY: Final = "lowbit.backend_config"
+"""``str``, the name of the BackendConfig that the model was prepared with; written by ``prepare_fx``."""
 LEDGER_KEY: Final = "lowbit.ledger"
 """``Ledger``, the decisions so far; written by the verbs."""
 QAT_KEY: Final = "lowbit.qat"

@@ -59,7 +59,7 @@ class _Identification:
                 old = known.get(node)
                 identity = self._settle(node, taken) if old is None or old.id is None else old.id
                 node.meta[ID_KEY] = identity
-                now.records[node] = now.records[node]._replace(id=identity)
+                now.records[node] = now.records[node].identified(identity)
         for target, attribute in now.attributes.items():
             if attribute is not None and attribute.graph is not None:
                 earlier = None if before is None else before.attributes.get(target)

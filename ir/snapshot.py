@@ -18,7 +18,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .annotation import QuantizationAnnotation
-from .attributes import find_attribute
+from .attributes import AttributeFinder
 from .meta import ANNOTATION_KEY, GROUPS_KEY, ID_KEY, KERNEL_KEY
 from .text import format_annotation, format_arguments, format_target, format_value
 
@@ -60,6 +60,10 @@ class NodeRecord(NamedTuple):
         # 1 == 1.0 == True, but they are different arguments.
         return format_arguments(self.args, self.kwargs) == format_arguments(other.args, other.kwargs)
 
+    def identified(self, identity: int) -> NodeRecord:
+        """The record of a node whose id is ``identity``."""
+        return tuple.__new__(NodeRecord, (*self[:-1], identity))
+
     def text(self, node: Node) -> str:
         """The record as a line; the type shown is the one ``node`` has now, which passes do not change."""
         value = format_value(node.meta.get("val"))
@@ -94,22 +98,29 @@ def _annotation(annotation: object) -> tuple[Any, ...] | None:
 
 def _record(node: Node) -> NodeRecord:
     meta = node.meta
-    return NodeRecord(
-        node.name,
-        node.op,
-        node.target,
-        node.args,
-        node.kwargs,
-        _annotation(meta.get(ANNOTATION_KEY)),
-        meta.get(GROUPS_KEY),
-        meta.get(KERNEL_KEY),
-        meta.get(ID_KEY),
+    annotation = meta.get(ANNOTATION_KEY)
+    # As NodeRecord(…) does, without a function call: there are as many as nodes times passes.
+    return tuple.__new__(
+        NodeRecord,
+        (
+            node.name,
+            node.op,
+            node.target,
+            node.args,
+            node.kwargs,
+            None if annotation is None else _annotation(annotation),
+            meta.get(GROUPS_KEY),
+            meta.get(KERNEL_KEY),
+            meta.get(ID_KEY),
+        ),
     )
 
 
-@attrs.frozen(eq=False)
-class _Attribute:
-    """What the graph refers to, as it was: which object, its tensors, how often each was written to."""
+class _Attribute(NamedTuple):
+    """What the graph refers to, as it was: which object, its tensors, how often each was written to.
+
+    A plain tuple like :class:`NodeRecord`, but not to be compared: tensors have no ``==``.
+    """
 
     value: object
     tensors: tuple[torch.Tensor, ...]
@@ -143,25 +154,27 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
 
 
-def _attribute(gm: GraphModule, target: str) -> _Attribute | None:
-    value = find_attribute(gm, target)
+def _attribute(value: object | None) -> _Attribute | None:
     if value is None:
         return None
+    if isinstance(value, torch.Tensor):
+        return _Attribute(value, (value,), (_version(value),), None)
     if isinstance(value, GraphModule):
         return _Attribute(value, (), (), take_snapshot(value))
     tensors: list[torch.Tensor] = []
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-    elif isinstance(value, torch.nn.Module):
+    if isinstance(value, torch.nn.Module):
         # By hand, since parameters() and buffers() take ten times as long.
         modules = [value]
         for module in modules:
-            own = (*module._parameters.values(), *module._buffers.values())
-            tensors += [tensor for tensor in own if tensor is not None]
+            for table in (module._parameters, module._buffers):
+                tensors += [tensor for tensor in table.values() if tensor is not None]
             modules += [child for child in module._modules.values() if child is not None]
+    return _Attribute(value, tuple(tensors), tuple([_version(tensor) for tensor in tensors]), None)
+
+
+def _version(tensor: torch.Tensor) -> int:
     # Tensors made under inference mode have no version counter, and cannot be written to outside of it.
-    versions = tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
-    return _Attribute(value, tuple(tensors), versions, None)
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @attrs.frozen(eq=False)
@@ -195,7 +208,8 @@ def take_snapshot(gm: GraphModule) -> Snapshot:
     """The snapshot of ``gm`` now. Subgraphs of ``cond`` and the like are part of it."""
     records = {node: _record(node) for node in gm.graph.nodes}
     targets = {r.target for r in records.values() if r.op in {"get_attr", "call_module"}}
-    return Snapshot(records, {t: _attribute(gm, t) for t in sorted(targets)})
+    find = AttributeFinder(gm).find
+    return Snapshot(records, {t: _attribute(find(t)) for t in sorted(targets)})
 
 
 def changed_attributes(before: Snapshot, after: Snapshot) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import StageError
 from . import quantized_decomposed as qd
-from .attributes import find_attribute
+from .attributes import AttributeFinder
 from .location import describe_node, locate
 from .meta import REFERENCE_KEY
 from .points import annotated_points
@@ -73,6 +73,7 @@ def is_observer(module: object) -> bool:
 
 def _structure(gm: GraphModule, visited: set[int]) -> Iterator[tuple[Node, str]]:
     visited.add(id(gm))
+    find = AttributeFinder(gm).find
     seen: set[Node] = set()
     for node in gm.graph.nodes:
         for source in node.all_input_nodes:
@@ -81,7 +82,7 @@ def _structure(gm: GraphModule, visited: set[int]) -> Iterator[tuple[Node, str]]
                 yield node, f"its input %{source.name} {elsewhere}"
         seen.add(node)
         if node.op in {"get_attr", "call_module"}:
-            value = find_attribute(gm, str(node.target))
+            value = find(str(node.target))
             if value is None:
                 yield node, f"the module has no attribute {node.target!r}"
             elif isinstance(value, GraphModule) and id(value) not in visited:
@@ -89,19 +90,17 @@ def _structure(gm: GraphModule, visited: set[int]) -> Iterator[tuple[Node, str]]
 
 
 def _observed(gm: GraphModule) -> Iterator[tuple[Node, str]]:
-    for node in gm.graph.nodes:
-        if (
-            node.op == "call_module"
-            and is_observer(find_attribute(gm, str(node.target)))
-            and len(node.args) != 1
-        ):
+    find = AttributeFinder(gm).find
+    for node in gm.graph.find_nodes(op="call_module"):
+        if len(node.args) != 1 and is_observer(find(str(node.target))):
             yield node, f"an observer takes one tensor, not {len(node.args)}"
 
 
 def _quantized(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    find = AttributeFinder(gm).find
     for node in gm.graph.nodes:
         if node.op == "call_module":
-            if is_observer(find_attribute(gm, str(node.target))):
+            if is_observer(find(str(node.target))):
                 yield node, "an observer is left"
         elif node.op == "call_function":
             if node.target in (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR):

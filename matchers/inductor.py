@@ -59,6 +59,12 @@ _MODES: Final[Mapping[tuple[Any, Any], Mode]] = {
     (None, qd.CONVERT_ELEMENT_TYPE): Mode.HALF_WEIGHT,
 }
 """The mode by what activations and weight come out of; None for float tensors."""
+_FLOAT_RESULT: Final = (Mode.WEIGHT_ONLY, Mode.HALF_WEIGHT)
+"""Modes of float activations, whose kernels have a float result; a quantize behind them stays."""
+_MODES_WITHOUT_WEIGHT: Final[Mapping[Any, Mode]] = {
+    qd.DEQUANTIZE_PER_TENSOR: Mode.STATIC,
+    qd.DEQUANTIZE_PER_TENSOR_DYNAMIC: Mode.DYNAMIC,
+}
 
 
 def replace_with_kernels(
@@ -161,6 +167,8 @@ def _kernel_call(pattern: OperatorPattern, match: InductorMatch, with_quantize: 
     mode = _mode(pattern, bound)
     if mode not in pattern.modes or any(node in match.nodes for node in bound.values()):
         return None
+    if with_quantize and mode in _FLOAT_RESULT:
+        return None
     operands = {
         name: _operand(node, role) for (name, node), role in zip(bound.items(), pattern.roles, strict=True)
     }
@@ -175,9 +183,11 @@ def _mode(pattern: OperatorPattern, bound: Mapping[str, Any]) -> Mode | None:
             return None
         sources[role].add(_source(node))
     activations, weights = sources[Role.ACTIVATION], sources[Role.WEIGHT]
-    if len(activations) != 1 or len(weights) != 1:
+    if len(activations) > 1 or len(weights) > 1:
         return None
-    return _MODES.get((*activations, *weights))
+    if not weights:
+        return _MODES_WITHOUT_WEIGHT.get(*activations)
+    return _MODES.get((next(iter(activations), None), *weights))
 
 
 def _source(node: object) -> Any:
@@ -199,7 +209,7 @@ def _is_cast_from_half(node: object) -> bool:
 
 
 def _operand(node: Any, role: Role) -> QuantizedOperand | Node | None:
-    if role in (Role.BIAS, Role.ADDEND) or not isinstance(node, Node):
+    if role in (Role.BIAS, Role.ADDEND, Role.INDEX) or not isinstance(node, Node):
         return node
     if qd.is_dequantize(node):
         return _quantized(node)

@@ -44,6 +44,8 @@ class Role(enum.Enum):
     BIAS = "bias"
     ADDEND = "addend"
     """Added to the result in float: a residual."""
+    INDEX = "index"
+    """Integers that say which values are taken: the rows of an embedding."""
 
 
 class Mode(enum.Enum):

@@ -9,6 +9,7 @@ import attrs
 from torch.fx import GraphModule
 
 from ..errors import AnnotationError, NothingQuantizedWarning, PipelineError
+from ..ir.control_flow import explain_bodies
 from ..ir.ledger import Ledger
 from ..ir.points import annotated_points
 from ..ir.quantizer import Quantizer
@@ -45,6 +46,7 @@ class Annotate:
         finally:
             # The ledger goes with this model; what the quantizer does afterwards is of another.
             quantizer.bind_ledger(Ledger())
+        explain_bodies(gm, context.ledger)
         if not annotated_points(gm.graph):
             warnings.warn(
                 NothingQuantizedWarning(

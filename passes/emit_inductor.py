@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import ClassVar
 
 import attrs
@@ -10,14 +11,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..errors import PipelineError
+from ..ir import quantized_decomposed as qd
 from ..ir.attributes import delete_unused
+from ..ir.control_flow import explain_bodies
 from ..ir.meta import KERNEL_KEY
-from ..ir.quantized_decomposed import is_dequantize, is_quantize
 from ..ir.schema import complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..matchers.inductor import replace_with_kernels
-from ..matchers.operator_pattern import KernelCall, OperatorPattern, Refusal
+from ..matchers.operator_pattern import KernelCall, OperatorPattern, Refusal, Sharing
 from .base import PassContext
 from .registry import register_pass
 
@@ -52,19 +54,26 @@ class EmitInductor:
             assert pattern.kernel is not None
             node.meta[KERNEL_KEY] = f"{pattern.name} → {pattern.kernel.name}"
             replaced.append(node)
-            for operator in call.nodes:
-                context.ledger.quantized(operator, pattern.name, f"runs as {pattern.kernel.name}")
+            for replaced_node in call.nodes:
+                context.ledger.quantized(
+                    replaced_node,
+                    pattern.name,
+                    f"runs as {pattern.kernel.name}",
+                    intended=_reads_low_precision(replaced_node),
+                    kernel=pattern.kernel.name,
+                )
 
         def refused(pattern: OperatorPattern, call: KernelCall, refusal: Refusal) -> None:
             assert pattern.kernel is not None
-            for operator in call.nodes:
+            for left_node in call.nodes:
                 # Of one pattern the first reason counts: it was tried with the quantize behind it.
-                if refusing.get(operator) is not pattern:
-                    refusing[operator] = pattern
+                if refusing.get(left_node) is not pattern:
+                    refusing[left_node] = pattern
                     detail = f"{pattern.kernel.name} does not take {pattern.name}"
                     if refusal.detail:
                         detail = f"{detail}: {refusal.detail}"
-                    context.ledger.missed(refusal.reason, operator, detail)
+                    intended = _reads_low_precision(left_node)
+                    context.ledger.missed(refusal.reason, left_node, detail, intended=intended)
 
         for node in gm.graph.nodes:
             # A program that was saved and loaded again has its trailing defaults left out.
@@ -74,6 +83,7 @@ class EmitInductor:
         replace_with_kernels(gm, context.patterns, lowered, refused)
         left = set(gm.graph.nodes)
         _explain([node for node in operators if node in left], context)
+        explain_bodies(gm, context.ledger)
         if replaced:
             erase_unread(gm.graph)
             delete_unused(gm)
@@ -87,30 +97,55 @@ def _sink_dequantizes(graph: Graph) -> None:
     pattern must stand together.
     """
     for node in reversed(list(graph.nodes)):
-        if is_dequantize(node) and len(node.users) == 1:
+        if qd.is_dequantize(node) and len(node.users) == 1:
             user = next(iter(node.users))
             if user.op != "output":
                 user.prepend(node)
 
 
 def _is_float_operator(node: Node) -> bool:
-    if node.op != "call_function" or is_quantize(node) or is_dequantize(node):
+    if node.op != "call_function" or _is_quantization(_maker(node)):
         return False
     values = pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
+
+
+def _is_quantization(node: Node) -> bool:
+    """Whether ``node`` is how low precision is written, and no operator of the model."""
+    ways = (qd.CONVERT_ELEMENT_TYPE, *qd.CHOOSE_QPARAMS_OPS)
+    return qd.is_quantize(node) or qd.is_dequantize(node) or node.target in ways
+
+
+def _reads_low_precision(node: Node) -> bool:
+    return any(_is_quantization(source) for source in node.all_input_nodes)
+
+
+def _maker(node: Node) -> Node:
+    """The operator whose result ``node`` is, or picks one of."""
+    while node.target is operator.getitem and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _explain(left: list[Node], context: PassContext) -> None:
     """Decide about the operators that no kernel replaced."""
     # Which operators the backend knows, and of those it leaves to the compiler, the pattern.
     known = {node.target for p in context.patterns for node in p.captured.graph.nodes}
-    compiled = {p.anchor: p for p in context.patterns if p.kernel is None}
+    compiled = {
+        p.anchor: p for p in context.patterns if p.kernel is None and p.sharing is Sharing.SAME_AS_INPUT
+    }
     for node in left:
         pattern = compiled.get(node.target)
         if pattern is not None and _is_between_equal_parameters(node):
-            context.ledger.quantized(node, pattern.name, "left to the compiler, between 8-bit values")
+            context.ledger.quantized(
+                node,
+                pattern.name,
+                "left to the compiler, between 8-bit values",
+                intended=True,
+                kernel="the compiler",
+            )
         elif node not in context.ledger or context.ledger.says_quantized(node):
-            if node.target in known:
+            if _maker(node).target in known:
                 context.ledger.missed("no-kernel", node, "no kernel takes it as it is quantized here")
             else:
                 context.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")
@@ -119,7 +154,7 @@ def _explain(left: list[Node], context: PassContext) -> None:
 def _is_between_equal_parameters(node: Node) -> bool:
     neighbours = (*node.all_input_nodes, *node.users)
     return (
-        all(map(is_dequantize, node.all_input_nodes))
-        and all(map(is_quantize, node.users))
+        all(map(qd.is_dequantize, node.all_input_nodes))
+        and all(map(qd.is_quantize, node.users))
         and len({n.args[1:] for n in neighbours}) == 1
     )

@@ -9,6 +9,7 @@ Efficient Integer-Arithmetic-Only Inference", 2018, section 3.2).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import attrs
@@ -23,7 +24,7 @@ from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
 
-__all__ = ["FoldBatchNorm"]
+__all__ = ["FoldBatchNorm", "fold_batch_norms"]
 
 
 @register_pass
@@ -56,17 +57,23 @@ class FoldBatchNorm:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
         norms = [n for t in BATCH_NORMS for n in gm.graph.find_nodes(op="call_function", target=t)]
-        if not norms:
-            return False
-        folder = _Folder(gm, context.ledger)
-        folded = [folder.fold(norm) for norm in sorted(norms)]
-        if not any(folded):
-            return False
+        return bool(norms) and bool(fold_batch_norms(gm, sorted(norms), context.ledger))
+
+
+def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], ledger: Ledger) -> frozenset[Node]:
+    """Fold the BatchNorm calls ``norms`` of ``gm``, given in graph order, as the pass does.
+
+    Returns:
+        Those that were folded, and are no longer in the graph.
+    """
+    folder = _Folder(gm, ledger)
+    folded = frozenset([norm for norm in norms if folder.fold(norm)])
+    if folded:
         for node in gm.graph.find_nodes(op="get_attr"):
             if not node.users:
                 gm.graph.erase_node(node)
         delete_unused(gm)
-        return True
+    return folded
 
 
 class _Folder:

@@ -131,7 +131,7 @@ def is_part_of(used: str, path: str) -> bool:
 
 def is_private_torch(name: str) -> bool:
     first, *rest = name.split(".")
-    return first == "torch" and (rest[:1] == ["ao"] or any(re.match(r"_[a-z]", part) for part in rest))
+    return first == "torch" and (rest[:1] == ["ao"] or any(re.match(r"_[a-zA-Z]", part) for part in rest))
 
 
 def private_torch_uses(name: str) -> set[tuple[str, int]]:

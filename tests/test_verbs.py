@@ -40,7 +40,6 @@ from lowbit.errors import (
     SharingError,
     StageError,
     UnknownNameError,
-    UnsupportedError,
 )
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.snapshot import take_snapshot
@@ -197,19 +196,13 @@ def test_a_training_export_is_refused() -> None:
     assert "model.eval()" in error.hint
 
 
-# Options that are not there yet, and names that are nowhere.
-
-
-@pytest.mark.parametrize(("option", "word"), [("is_qat", "QAT"), ("is_dynamic", "dynamic")])
-def test_presets_that_are_not_there_yet(option: str, word: str) -> None:
-    with pytest.raises(UnsupportedError, match=word):
-        get_default_x86_inductor_quantization_config(**{option: True})
+# Names that are nowhere.
 
 
 def test_an_unknown_backend(stages: dict[Stage, GraphModule]) -> None:
     model = stages[Stage.QDQ]
     error = raises_and_changes_nothing(UnknownNameError, model, lambda: lower_pt2e(model, "x86_inducter"))
-    assert "did you mean 'x86_inductor'?" in error.hint
+    assert error.hint.startswith("did you mean 'x86_inductor'")
 
 
 def test_no_backend_at_all() -> None:

@@ -4,14 +4,22 @@ from ...passes import EmitInductor, PackWeights, Pipeline
 from ..base import Backend
 from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
-from .cpu import has_vnni
+from .cpu import has_vnni, is_x86
 from .patterns import PATTERNS
-from .quantizer import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from .presets import PRESETS
+from .quantizer import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
+    get_x86_inductor_linear_weight_only_config,
+)
 
 __all__ = [
     "X86_INDUCTOR",
     "X86InductorQuantizer",
     "get_default_x86_inductor_quantization_config",
+    "get_x86_inductor_linear_dynamic_fp16_config",
+    "get_x86_inductor_linear_weight_only_config",
     "has_vnni",
 ]
 
@@ -24,5 +32,8 @@ X86_INDUCTOR = register_backend(
         convert=CONVERT,
         lower=Pipeline((EmitInductor(), PackWeights())),
         prepare_qat=PREPARE_QAT,
+        presets=PRESETS,
+        device="cpu",
+        is_available=is_x86,
     )
 )

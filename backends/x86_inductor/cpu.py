@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import torch
 
-__all__ = ["has_float16", "has_vnni"]
+__all__ = ["has_float16", "has_vnni", "is_x86"]
 
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
@@ -29,6 +30,11 @@ def has_vnni() -> bool:
     """
     can = torch.cpu.get_capabilities()
     return any(can.get(name, False) for name in _vnni_under(_limit()))
+
+
+def is_x86() -> bool:
+    """Whether this machine has an X86 CPU of 64 bits."""
+    return platform.machine().lower() in {"x86_64", "amd64"}
 
 
 def has_float16() -> bool:

@@ -47,7 +47,7 @@ MOVERS: Final[tuple[OperatorPattern, ...]] = (
     _mover("unflatten", lambda x: x.unflatten(1, (2, 2))),
     _mover("reshape", lambda x: x.reshape(8, 36)),
     _mover("view", lambda x: x.view(8, 36)),
-    _mover("contiguous", lambda x: x.contiguous()),
+    _mover("contiguous", lambda x: x.contiguous(memory_format=torch.channels_last)),
     _mover("permute", lambda x: x.permute(0, 2, 3, 1)),
     _mover("transpose", lambda x: x.transpose(1, 2)),
     _mover("slice", lambda x: x[:, 1:]),

@@ -1,29 +1,31 @@
-"""``X86InductorQuantizer`` and its default configuration, under the names of PyTorch's tutorials."""
+"""``X86InductorQuantizer`` and its configurations, under the names of PyTorch's tutorials."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from ...errors import UnsupportedError
-from ...ir.ledger import Ledger
 from ...ir.observers import (
+    FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
+    MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
+    PlaceholderObserver,
 )
-from ...ir.quantizer import Quantizer
 from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
-from ..annotation import annotate_patterns
-from ..selection import ConfigSelection
+from ..pattern_quantizer import PatternQuantizer
+from .left_float import LEFT_FLOAT
 from .patterns import PATTERNS
 from .saturation import warn_of_saturation
 
-__all__ = ["X86InductorQuantizer", "get_default_x86_inductor_quantization_config"]
+__all__ = [
+    "X86InductorQuantizer",
+    "get_default_x86_inductor_quantization_config",
+    "get_x86_inductor_linear_dynamic_fp16_config",
+    "get_x86_inductor_linear_weight_only_config",
+]
 
 _EPS = 2**-12
 
@@ -38,43 +40,67 @@ def get_default_x86_inductor_quantization_config(
 
     Args:
         is_qat: a preset for quantization-aware training: fake quantizers over moving averages.
-        is_dynamic: find activation ranges at run time.
+        is_dynamic: find activation ranges at run time; linear only, the other operators stay float.
         reduce_range: keep activations in [0, 127]; for CPUs without VNNI, whose kernels saturate with 8 bits.
-
-    Raises:
-        UnsupportedError: ``is_dynamic``, which this version does not have for X86.
     """
-    if is_dynamic:
-        raise UnsupportedError(
-            "the X86 preset has no dynamic mode yet",
-            hint="use the static preset: get_default_x86_inductor_quantization_config()",
-        )
-    activation_observer: ObserverOrFakeQuantizeConstructor = HistogramObserver.with_args(eps=_EPS)
-    weight_observer: ObserverOrFakeQuantizeConstructor = PerChannelMinMaxObserver.with_args(eps=_EPS)
-    if is_qat:
-        activation_observer = FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
-        weight_observer = FusedMovingAvgObsFakeQuantize.with_args(
-            eps=_EPS, observer=MovingAveragePerChannelMinMaxObserver
-        )
     activation = QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=127 if reduce_range else 255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=activation_observer,
+        is_dynamic=is_dynamic,
+        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic),
     )
-    weight = QuantizationSpec(
+    # What is found at run time has no scale to write results with.
+    return QuantizationConfig(activation, None if is_dynamic else activation, _weight(is_qat), None, is_qat)
+
+
+def get_x86_inductor_linear_weight_only_config() -> QuantizationConfig:
+    """Weights of linears in int8, one scale an output channel; activations and biases stay float.
+
+    Models are a quarter of the size. There is nothing to calibrate. The kernel is for bfloat16 activations of
+    few rows (see ``propagate-bf16``); elsewhere the compiler dequantizes the weight and multiplies in float.
+    """
+    return QuantizationConfig(None, None, _weight(is_qat=False), None)
+
+
+def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
+    """Weights of linears in float16; activations and biases stay float32, and so do sums.
+
+    Models are half the size. There is nothing to calibrate. The kernel is for CPUs with float16 arithmetic;
+    elsewhere the compiler casts the weight and multiplies in float32.
+    """
+    weight = QuantizationSpec(dtype=torch.float16, observer_or_fake_quant_ctr=PlaceholderObserver)
+    return QuantizationConfig(None, None, weight, None)
+
+
+def _activation_observer(is_qat: bool, is_dynamic: bool) -> ObserverOrFakeQuantizeConstructor:
+    if is_qat and is_dynamic:
+        # The range of the current batch, and of no other.
+        latest = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
+        return FakeQuantize.with_args(eps=_EPS, observer=latest)
+    if is_qat:
+        return FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
+    return (PlaceholderObserver if is_dynamic else HistogramObserver).with_args(eps=_EPS)
+
+
+def _weight(is_qat: bool) -> QuantizationSpec:
+    observer: ObserverOrFakeQuantizeConstructor = PerChannelMinMaxObserver.with_args(eps=_EPS)
+    if is_qat:
+        observer = FusedMovingAvgObsFakeQuantize.with_args(
+            eps=_EPS, observer=MovingAveragePerChannelMinMaxObserver
+        )
+    return QuantizationSpec(
         dtype=torch.int8,
         quant_min=-128,
         quant_max=127,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
-        observer_or_fake_quant_ctr=weight_observer,
+        observer_or_fake_quant_ctr=observer,
     )
-    return QuantizationConfig(activation, activation, weight, None, is_qat=is_qat)
 
 
-class X86InductorQuantizer(Quantizer):
+class X86InductorQuantizer(PatternQuantizer):
     """Quantizes for X86 CPUs through Inductor.
 
     ::
@@ -89,64 +115,13 @@ class X86InductorQuantizer(Quantizer):
     """
 
     backend_name = "x86_inductor"
+    patterns = PATTERNS
+    left_float = LEFT_FLOAT
 
-    def __init__(self) -> None:
-        self._selection = ConfigSelection()
-        self._ledger = Ledger()
+    set_function_type_qconfig = PatternQuantizer.set_function_type
+    set_module_type_qconfig = PatternQuantizer.set_module_type
+    set_module_name_qconfig = PatternQuantizer.set_module_name
 
-    def set_global(self, quantization_config: QuantizationConfig | None) -> X86InductorQuantizer:
-        """Quantize every operator that the backend can run with this configuration.
-
-        Raises:
-            SpecError: it mixes static with dynamic, or training with post-training quantization.
-        """
-        self._selection.set_global(quantization_config)
-        return self
-
-    def set_function_type_qconfig(
-        self, function_type: Callable[..., Any], quantization_config: QuantizationConfig | None
-    ) -> X86InductorQuantizer:
-        """Set the configuration of a function (``torch.nn.functional.linear``), called from modules or not.
-
-        Raises:
-            SpecError: see :meth:`set_global`.
-            UnknownNameError: ``function_type`` is not a torch function.
-        """
-        self._selection.set_function_type(function_type, quantization_config)
-        return self
-
-    def set_module_type_qconfig(
-        self, module_type: type[torch.nn.Module], quantization_config: QuantizationConfig | None
-    ) -> X86InductorQuantizer:
-        """Set the configuration of everything in modules of a class (``torch.nn.Linear``, one of your own).
-
-        Raises:
-            SpecError: see :meth:`set_global`.
-        """
-        self._selection.set_module_type(module_type, quantization_config)
-        return self
-
-    def set_module_name_qconfig(
-        self, module_name: str, quantization_config: QuantizationConfig | None
-    ) -> X86InductorQuantizer:
-        """Set the configuration of everything in the module of a dotted name (``layer1.0.conv1``).
-
-        Raises:
-            SpecError: see :meth:`set_global`.
-        """
-        self._selection.set_module_name(module_name, quantization_config)
-        return self
-
-    def bind_ledger(self, ledger: Ledger) -> None:
-        """Write decisions to ``ledger``."""
-        self._ledger = ledger
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the operators that the backend's patterns describe.
-
-        Warns with SaturationWarning of ranges that this CPU's kernels refuse, as it has no VNNI.
-        """
-        self._selection.check_selectors(model.graph)
-        annotate_patterns(model.graph, PATTERNS, self._selection.of, self._ledger)
+    def validate(self, model: GraphModule) -> None:
+        """Warn with SaturationWarning of ranges that this CPU's kernels refuse, as it has no VNNI."""
         warn_of_saturation(model.graph)
-        return model

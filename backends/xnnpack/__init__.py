@@ -12,6 +12,7 @@ there is nothing for ``lower_pt2e`` to do::
 """
 
 from ..base import Backend
+from ..capabilities import Preset
 from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
 from .patterns import PATTERNS
@@ -32,5 +33,13 @@ XNNPACK = register_backend(
             "partitioner=[XnnpackPartitioner()])"
         ),
         prepare_qat=PREPARE_QAT,
+        presets=(
+            Preset("static", get_symmetric_quantization_config),
+            Preset("static-per-channel", lambda: get_symmetric_quantization_config(is_per_channel=True)),
+            Preset("static-qat", lambda: get_symmetric_quantization_config(is_qat=True)),
+            Preset("dynamic", lambda: get_symmetric_quantization_config(True, is_dynamic=True)),
+            Preset("dynamic-qat", lambda: get_symmetric_quantization_config(True, True, True)),
+        ),
+        device="cpu",
     )
 )

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch._ops import OpOverloadPacket  # the class of every ATen operator has no public name
+from torch.fx import GraphModule
 
 from ...ir.observers import (
     FakeQuantize,
@@ -21,6 +22,7 @@ from ...ir.observers import (
 from ...ir.schema import OpOverload
 from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
 from ..pattern_quantizer import PatternQuantizer
+from .gru import annotate_gru_inputs
 from .patterns import PATTERNS
 
 __all__ = ["XNNPACKQuantizer", "get_symmetric_quantization_config"]
@@ -104,6 +106,11 @@ class XNNPACKQuantizer(PatternQuantizer):
 
     backend_name = "xnnpack"
     patterns = PATTERNS
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the operators that the patterns describe, and what goes into recurrent layers."""
+        annotate_gru_inputs(model.graph, self._selection.of, self._ledger)
+        return super().annotate(model)
 
     def set_object_type(
         self,

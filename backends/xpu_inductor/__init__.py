@@ -1,7 +1,10 @@
 """Intel GPUs through Inductor: int8 kernels of oneDNN."""
 
+import torch
+
 from ...passes import EmitInductor, PackWeights, Pipeline
 from ..base import Backend
+from ..capabilities import Preset
 from ..pipelines import CONVERT, PREPARE
 from ..registry import register_backend
 from .patterns import PATTERNS
@@ -17,5 +20,8 @@ XPU_INDUCTOR = register_backend(
         prepare=PREPARE,
         convert=CONVERT,
         lower=Pipeline((EmitInductor(), PackWeights())),
+        presets=(Preset("static", get_default_xpu_inductor_quantization_config),),
+        device="xpu",
+        is_available=torch.xpu.is_available,
     )
 )

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import attrs
 
 from ...matchers.operator_pattern import Mode, OperatorPattern
+from ..signed_kernel import SignedKernel
 from ..x86_inductor.kernels import IntegerOperator, QConv, QConvAdd, QLinear
 from ..x86_inductor.patterns import PATTERNS as CPU_PATTERNS
-from .kernels import GpuKernel
 
 __all__ = ["PATTERNS"]
 
@@ -21,7 +21,7 @@ def _on_gpu() -> Iterator[OperatorPattern]:
     for pattern in CPU_PATTERNS:
         kernel = pattern.kernel
         if isinstance(kernel, (QConv, QConvAdd, QLinear)):
-            yield attrs.evolve(pattern, kernel=GpuKernel(kernel), modes=(Mode.STATIC,))
+            yield attrs.evolve(pattern, kernel=SignedKernel(kernel, weight_axis=0), modes=(Mode.STATIC,))
         elif kernel is None or kernel == IntegerOperator():
             yield pattern
 

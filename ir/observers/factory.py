@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..specs import ConcreteSpec, DerivedQuantizationSpec, FixedQParamsQuantizat
 from .derived import DerivedObserver
 from .derived_fake_quantize import DerivedFakeQuantize
 from .fake_quantize import FixedQParamsFakeQuantize
-from .partial import ObserverConstructor, accepted_keywords
+from .partial import accepted_keywords, names_parameter
 from .unobserved import FixedQParamsObserver
 
 __all__ = ["create_fake_quantize", "create_observer"]
@@ -74,7 +73,11 @@ def create_fake_quantize(
         _check_sources(spec, derived_from)
         return DerivedFakeQuantize(derived_from, spec.derive_qparams_fn, **_fields(spec))
     fields = _fields(spec)
-    if shape is not None and spec.ch_axis is not None and _names_channels(spec.observer_or_fake_quant_ctr):
+    if (
+        shape is not None
+        and spec.ch_axis is not None
+        and names_parameter(spec.observer_or_fake_quant_ctr, "channels")
+    ):
         fields["channels"] = int(shape[spec.ch_axis])
     return _construct(spec, fields)
 
@@ -101,9 +104,3 @@ def _construct(spec: QuantizationSpec, keywords: dict[str, Any]) -> nn.Module:
             hint="observer_or_fake_quant_ctr makes a torch.nn.Module",
         )
     return observer
-
-
-def _names_channels(constructor: Any) -> bool:
-    """Whether ``constructor`` has a parameter ``channels``; ``**kwargs`` would hand it to an observer."""
-    factory = constructor.factory if isinstance(constructor, ObserverConstructor) else constructor
-    return "channels" in inspect.signature(factory).parameters

@@ -229,7 +229,11 @@ class PerChannelMinMaxObserver(_RunningObserver):
     Other arguments as :class:`~lowbit.ir.observers.statistic.StatisticObserver`; per-channel schemes only.
     """
 
-    _qschemes = (torch.per_channel_affine, torch.per_channel_symmetric)
+    _qschemes = (
+        torch.per_channel_affine,
+        torch.per_channel_symmetric,
+        torch.per_channel_affine_float_qparams,
+    )
 
     def __init__(
         self,

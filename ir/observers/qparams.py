@@ -82,7 +82,9 @@ class IntegerRange:
 def qparams_of_range(
     min_val: Tensor, max_val: Tensor, integers: IntegerRange, qscheme: torch.qscheme, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The scale and zero point that map the real range [min_val, max_val], widened to contain 0, to integers.
+    """The scale and zero point that map the real range [min_val, max_val] to integers.
+
+    All schemes but the last widen it to contain 0.
 
     The formulas are those of PyTorch's observers, in float32 as there. Affine::
 
@@ -92,6 +94,9 @@ def qparams_of_range(
     Symmetric: ``scale = max(max(-min, max) / ((quant_max - quant_min) / 2), eps)``; the zero point is 0 for
     signed dtypes and the midpoint of the range for unsigned ones.
 
+    Affine with float parameters: as affine, of the range as it is; the zero point is a whole number in
+    float32, which need not lie within the integers.
+
     Args:
         min_val: smallest real value, float32, finite, of shape [] or [channels].
         max_val: largest real value, likewise.
@@ -100,8 +105,8 @@ def qparams_of_range(
         eps: smallest scale.
 
     Returns:
-        Scale (float32) and zero point (int32), of shape [1] or [channels]. The scale is positive and finite;
-        the zero point lies within the integers, so that 0.0 is exactly representable.
+        Scale (float32) and zero point (int32, or float32), of shape [1] or [channels]. The scale is positive
+        and finite; an int32 zero point lies within the integers, so that 0.0 is exactly representable.
     """
     low = torch.atleast_1d(min_val).clamp(max=0.0)
     high = torch.atleast_1d(max_val).clamp(min=0.0)
@@ -110,6 +115,10 @@ def qparams_of_range(
         scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=eps)
         middle = integers.midpoint if integers.dtype in _UNSIGNED_DTYPES else 0
         return scale, torch.full_like(scale, middle, dtype=torch.int32)
+    if qscheme is torch.per_channel_affine_float_qparams:
+        low, high = torch.atleast_1d(min_val), torch.atleast_1d(max_val)
+        scale = ((high / 2 - low / 2) / (steps / 2)).clamp(min=eps)
+        return scale, integers.quant_min - torch.round(low / scale)
     # Halves are exact, and their difference is finite where that of the extremes is not.
     scale = ((high / 2 - low / 2) / (steps / 2)).clamp(min=eps)
     # int64 until clamped: the range of int32 itself overflows int32 here.

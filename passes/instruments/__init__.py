@@ -7,6 +7,7 @@ from .print_changes import PrintChanges
 from .timing import PassRecord, Timing
 from .trace_changes import TraceChanges
 from .verify import Verify
+from .verify_numeric import VerifyNumeric
 
 __all__ = [
     "Change",
@@ -18,4 +19,5 @@ __all__ = [
     "Timing",
     "TraceChanges",
     "Verify",
+    "VerifyNumeric",
 ]

@@ -259,9 +259,15 @@ def test_integers_are_left_alone() -> None:
     assert found.reasons() == {"conv2d": "conv2d", "cat": "(float-input)"}
 
 
-def test_other_precisions_are_left_alone() -> None:
-    found = annotate(Model(lambda m, x: m.a(x)).bfloat16(), X.bfloat16())
-    assert found.reasons() == {"conv2d": "(activation-not-float32)"}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_are_left_alone(dtype: torch.dtype) -> None:
+    found = annotate(Model(lambda m, x: m.b(F.max_pool2d(m.a(x), 1))).to(dtype), X.to(dtype))
+    assert set(found.reasons().values()) == {"(activation-not-float32)", "(float-input)"}
+
+
+def test_bfloat16_is_quantized_like_float32() -> None:
+    model = Model(lambda m, x: m.b(F.max_pool2d(m.a(x), 1))).bfloat16()
+    assert list(annotate(model, X.bfloat16()).reasons().values()) == ["conv2d", "conv2d", "max_pool2d"]
 
 
 def test_images_without_a_batch_are_left_alone() -> None:
@@ -282,8 +288,9 @@ def test_configuration_by_operator() -> None:
 
 def test_a_role_without_spec_is_left_float() -> None:
     weights_only = attrs.evolve(CONFIG, input_activation=None)
-    found = annotate(Model(lambda m, x: m.a(x)), X, config_of=lambda nodes: weights_only)
-    assert found.inputs("conv2d") == {"a_weight": WEIGHT}
+    found = annotate(Model(lambda m, x: m.linear(m.a(x))), X, config_of=lambda nodes: weights_only)
+    assert found.inputs("linear") == {"linear_weight": WEIGHT}
+    assert found.reasons() == {"conv2d": "(static-only)", "linear": "linear-weight-only"}
 
 
 def test_what_another_quantizer_claimed_is_left_alone() -> None:
@@ -366,6 +373,35 @@ def test_a_reader_of_each_precision() -> None:
     assert found.reasons()["max_pool2d"] == "max_pool2d"
 
 
+def test_what_returns_several_tensors_shares_one_scale_among_them() -> None:
+    found = annotate(Model(lambda m, x: [m.b(part) for part in m.a(x).split([1, 1], 0)]), X)
+    conv, split = found.node("conv2d"), found.node("split_with_sizes")
+    shared = SharedQuantizationSpec((conv, split))
+    assert found.inputs("split_with_sizes") == {"conv2d": ACTIVATION}
+    assert found["split_with_sizes"].output_qspec is None
+    for name in ("getitem", "getitem_1"):
+        assert (found[name].input_qspec_map, found[name].output_qspec) == ({}, shared)
+        assert found.reasons()[name] == "split_with_sizes"
+
+
+def test_of_several_results_one_wanted_is_enough() -> None:
+    found = annotate(Model(lambda m, x: (m.b((y := m.a(x).chunk(2))[0]), F.gelu(y[1]))), X)
+    assert [found.reasons()[name] for name in ("chunk", "getitem", "getitem_1")] == ["chunk"] * 3
+    found = annotate(Model(lambda m, x: m.a(x).chunk(2)), X)
+    assert {found.reasons()[name] for name in ("chunk", "getitem", "getitem_1")} == {
+        "(no-low-precision-reader)"
+    }
+
+
+def test_sizes_are_no_tensors_to_wait_for() -> None:
+    dim = torch.export.Dim.DYNAMIC
+    model = Model(lambda m, x: m.linear(m.a(x).reshape(x.shape[0], -1, 6)))
+    found = annotate(model, X, dynamic_shapes={"inputs": ({0: dim},)})
+    assert len(found.node("reshape").all_input_nodes) == 2
+    assert found.reasons()["reshape"] == "reshape"
+    assert found.inputs("reshape") == {"conv2d": ACTIVATION}
+
+
 # The ledger.
 
 
@@ -375,8 +411,8 @@ def test_every_float_operator_has_its_reason() -> None:
         "conv2d": "conv2d",
         "gelu": "(no-pattern)",
         "mul": "(no-pattern)",
-        "split": "(no-pattern)",
-        "getitem": "(no-pattern)",
+        "split": "(float-input)",
+        "getitem": "(float-input)",
         "conv2d_1": "conv2d",
     }
 

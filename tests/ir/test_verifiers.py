@@ -131,7 +131,7 @@ def test_no_observer_is_left_after_conversion(stage: Stage) -> None:
         verify(gm, stage)
 
 
-@pytest.mark.parametrize("stage", QDQ_STAGES)
+@pytest.mark.parametrize("stage", [Stage.QDQ, Stage.LOWERED])
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -156,6 +156,12 @@ def test_parameters_are_legal_and_agree(stage: Stage, fields, said: str) -> None
     with pytest.raises(StageError, match=said):
         verify(make(lambda graph, x: quantized(graph, x, **fields)), stage)
     verify(make(lambda graph, x: quantized(graph, x, **fields)), Stage.FLOAT)
+
+
+def test_quantize_and_dequantize_are_written_out_in_a_reference() -> None:
+    with pytest.raises(StageError, match="it is not written out") as caught:
+        verify(make(quantized), Stage.REFERENCE)
+    assert "(and 1 more)" in str(caught.value)
 
 
 def test_an_observer_is_what_calculates_parameters() -> None:

@@ -189,7 +189,11 @@ def test_malformed_text_is_refused(text: str, said: str) -> None:
         ("test-tune{levl=1}", "no option of pass 'test-tune' named 'levl'", "did you mean 'level'"),
         ("test-tune{computed=1}", "named 'computed'", "known: level, label, ratio, sizes, private"),
         ("test-tune{_private=True}", "named '_private'", "did you mean 'private'"),
-        ("normalize{level=1}", "no option of pass 'normalize' named 'level'", "there is none at all"),
+        (
+            "resolve-sharing{level=1}",
+            "no option of pass 'resolve-sharing' named 'level'",
+            "there is none at all",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(text: str, said: str, hint: str) -> None:

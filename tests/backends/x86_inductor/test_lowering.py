@@ -335,7 +335,9 @@ REFUSALS: dict[str, Refusal] = {
     "signed sum": Refusal(ConvAddRelu(output=INT8), [QCONV], "conv2d", "sum-read-in-float"),
     "float sum": Refusal(ConvAddRelu(output=None), [QCONV], "conv2d", "sum-read-in-float"),
     "signed input": Refusal(ConvAddRelu(activation=INT8), [], "activation-not-uint8", "activation-not-uint8"),
-    "one weight scale": Refusal(ConvAddRelu(weight=PER_TENSOR_WEIGHT), [], "no-kernel", "no-kernel"),
+    "one weight scale": Refusal(
+        ConvAddRelu(weight=PER_TENSOR_WEIGHT), [QCONV_ADD], "conv2d-add-relu", "conv2d-add-relu"
+    ),
     "weights with zero points": Refusal(
         ConvAddRelu(weight=AFFINE_WEIGHT), [], "weight-not-symmetric", "weight-not-symmetric"
     ),
@@ -344,7 +346,7 @@ REFUSALS: dict[str, Refusal] = {
         ConvAddRelu(), [], "weight-not-constant", "weight-not-constant", model=ScaledWeight
     ),
     "half precision": Refusal(
-        ConvAddRelu(), [], "activation-not-float32", "activation-not-float32", dtype=torch.bfloat16
+        ConvAddRelu(), [], "activation-not-float32", "activation-not-float32", dtype=torch.float16
     ),
 }
 
@@ -453,8 +455,8 @@ def test_operators_left_float_have_their_reason(run_flow: RunFlow) -> None:
     reasons = {d.node: d.reason for d in decisions(flow.lowered) if d.status == "float"}
     assert reasons == {
         "gelu": "no-pattern",
-        "split": "no-pattern",
-        "getitem": "no-pattern",
+        "split": "float-input",
+        "getitem": "float-input",
         "max_pool2d": "no-low-precision-reader",
         "add": "no-pattern",
     }

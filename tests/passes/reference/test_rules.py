@@ -8,8 +8,10 @@ import attrs
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit import DerivedQuantizationSpec
+from lowbit import DerivedQuantizationSpec, Quantizer, convert_pt2e, decisions, prepare_pt2e
+from lowbit.backends.x86_inductor.post_operators import AFTER_CONVOLUTION, AFTER_LINEAR, PostOperator
 from lowbit.ir import quantized_decomposed as qd
+from lowbit.ir.annotation import QuantizationAnnotation, set_annotation
 from lowbit.ir.stages import Stage, get_stage
 from lowbit.passes.reference import RULES
 from torch import Tensor, nn
@@ -216,6 +218,48 @@ def test_other_post_operators_read_the_integer_accumulator_in_float(name: str, m
     assert (decision.status, decision.reason) == ("quantized", "conv2d")
     assert "scaled to float32" in decision.detail
     torch.testing.assert_close(forms.reference(x), forms.qdq(x), rtol=2e-6, atol=1e-6)
+
+
+class AroundPostOperator(Quantizer):
+    """Quantizes what a convolution or linear reads, and what the operator behind it gives."""
+
+    def __init__(self, specs: Any) -> None:
+        self.specs = specs
+
+    def annotate(self, model: Any) -> Any:
+        (last,) = model.graph.output_node().all_input_nodes
+        first = last.args[0]
+        x, w = first.args[:2]
+        set_annotation(first, QuantizationAnnotation({x: self.specs.activation(), w: self.specs.weight()}))
+        set_annotation(last, QuantizationAnnotation({}, self.specs.activation()))
+        return model
+
+
+FUSED = [
+    *((F.conv1d, (6, 4, 3), (2, 4, 9), post) for post in AFTER_CONVOLUTION),
+    *((F.conv2d, (6, 4, 3, 3), IMAGE, post) for post in AFTER_CONVOLUTION),
+    *((F.linear, (3, 5), (4, 5), post) for post in AFTER_LINEAR),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "weight", "shape", "post"), FUSED, ids=[f"{f.__name__}-{p.name}" for f, _, _, p in FUSED]
+)
+def test_what_a_backend_fuses_is_in_the_reference(
+    function: Any, weight: tuple[int, ...], shape: tuple[int, ...], post: PostOperator, specs: Any
+) -> None:
+    torch.manual_seed(0)
+    model = Functional(lambda x, w, b: post.function(function(x, w, b)), weight)
+    x = torch.randn(shape)
+    prepared = prepare_pt2e(torch.export.export(model, (x,)).module(), AroundPostOperator(specs))
+    prepared(x)
+    qdq, reference = convert_pt2e(prepared), convert_pt2e(prepared, use_reference_representation=True)
+    (decision,) = [d for d in decisions(reference) if d.node == function.__name__]
+    assert (decision.status, decision.reason) == ("quantized", function.__name__)
+    assert any(node.target is torch.ops.higher_order.out_dtype for node in reference.graph.nodes)
+    (dequantize,) = qdq.graph.output_node().all_input_nodes
+    for inputs in (x, 3 * x):
+        assert float((reference(inputs) - qdq(inputs)).abs().max() / dequantize.args[1]) <= 1.001
 
 
 def test_a_quantized_bias(make_forms: Any) -> None:

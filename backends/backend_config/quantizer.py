@@ -1,0 +1,194 @@
+"""The quantizer of a BackendConfig and a QConfigMapping."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ...errors import SpecError
+from ...ir.ledger import Ledger
+from ...ir.quantizer import Quantizer
+from ...ir.specs import QuantizationSpecBase
+from ...passes.fold_batch_norm import fold_batch_norms
+from .annotation import annotate_place, is_float
+from .config import BackendConfig, ObservationType
+from .dtypes import Refused, Specs, choose_specs, trains
+from .qconfig import QConfig
+from .qconfig_mapping import QConfigMapping
+from .rules import Place, Rule, RuleBook, find_place, read_rules
+from .selection import select_qconfigs
+from .units import Unit, describe_key, read_units, reread
+
+__all__ = ["BackendConfigQuantizer"]
+
+
+class BackendConfigQuantizer(Quantizer):
+    """Annotates what a BackendConfig describes, as a QConfigMapping asks.
+
+    Patterns of several parts come before the parts by themselves. What is left float has its reason in the
+    ledger:
+
+    - ``not-configured``: no QConfig applies, or None does;
+    - ``mixed-qconfig``: the parts of a pattern have different QConfigs;
+    - ``missing-fusion-pattern``: the backend has the operator only together with others than stand there;
+    - ``no-pattern``: the backend does not have it at all;
+    - ``fused-only``: the backend fuses the pattern, and says nothing of quantizing it;
+    - ``dtypes-not-supported``, ``quantization-range``, ``scale-too-small``, ``parameters-not-fixed``: the
+      QConfig is not within what the backend takes;
+    - ``float-input``: it would have the parameters of its input, which is float;
+    - ``not-observed``: the backend says that nothing around it is quantized;
+    - ``activation-not-float32``: it reads tensors of another floating-point dtype;
+    - ``batch-norm-not-folded``: its BatchNorm cannot be folded, for the reason that BatchNorm has.
+
+    Args:
+        backend_config: what can be quantized.
+        qconfig_mapping: what is to be.
+        is_qat: whether BatchNorm stays until conversion, as training needs it, or is folded at once.
+
+    Raises:
+        SpecError: QConfigs with fake quantizers, unless ``is_qat``.
+        UnknownNameError: a pattern or setting names a function that is not torch's.
+    """
+
+    def __init__(
+        self, backend_config: BackendConfig, qconfig_mapping: QConfigMapping, *, is_qat: bool = False
+    ) -> None:
+        self._book = read_rules(backend_config)
+        self._mapping = qconfig_mapping
+        self._is_qat = is_qat
+        self._ledger = Ledger()
+
+    def bind_ledger(self, ledger: Ledger) -> None:
+        """Write decisions to ``ledger``."""
+        self._ledger = ledger
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the places where the rules of the backend apply."""
+        units = read_units(model.graph, self._book.classes)
+        qconfigs = select_qconfigs(units, self._mapping)
+        plan = _Plan(self._book, qconfigs, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
+        plan.make(units)
+        if not self._is_qat:
+            plan.fold(model, self._ledger)
+        written: dict[Node, QuantizationSpecBase] = {}
+        for place, specs in plan.places:
+            refused = annotate_place(place, specs, written)
+            for unit in place.units if refused is not None else ():
+                plan.refused[unit] = refused
+        for unit in units:
+            plan.explain(unit, self._ledger)
+        return model
+
+
+@attrs.define
+class _Plan:
+    """What is quantized, and how, before anything is annotated.
+
+    Args:
+        book: the rules of the backend.
+        qconfigs: what is asked for.
+        unit_of: the unit of each operator.
+        is_qat: whether fake quantizers are wanted.
+        places: where something is quantized, in graph order.
+        part_of: the rule that each unit is quantized by.
+        refused: why units stay float, those that a rule was tried for.
+    """
+
+    book: RuleBook
+    qconfigs: dict[Unit, QConfig | None]
+    unit_of: dict[Node, Unit]
+    is_qat: bool
+    places: list[tuple[Place, Specs]] = attrs.Factory(list)
+    part_of: dict[Unit, Rule] = attrs.Factory(dict)
+    refused: dict[Unit, Refused] = attrs.Factory(dict)
+
+    def make(self, units: list[Unit]) -> None:
+        """Find the places, the last units first, so that patterns are whole."""
+        # What stays float as one operator: its parts alone are not asked for.
+        whole: set[Unit] = set()
+        for last in reversed(units):
+            for rule in self.book.of(last):
+                place = find_place(rule, last, self.unit_of, self.part_of.keys() | whole)
+                if place is None:
+                    continue
+                outcome = self._specs(place)
+                if isinstance(outcome, Specs):
+                    self.places.append((place, outcome))
+                    self.part_of.update(dict.fromkeys(place.units, rule))
+                    break
+                for unit in place.units:
+                    self.refused.setdefault(unit, outcome)
+                if outcome.reason != "mixed-qconfig":
+                    whole.update(place.units)
+                    break
+        self.places.reverse()
+
+    def _specs(self, place: Place) -> Specs | Refused:
+        """How ``place`` is quantized, or why it is not."""
+        qconfig = self.qconfigs[place.units[0]]
+        config = place.rule.config
+        if any(self.qconfigs[unit] != qconfig for unit in place.units):
+            return Refused("mixed-qconfig", f"the parts of {place.rule.name} have different QConfigs")
+        if qconfig is None:
+            return Refused("not-configured", "no QConfig applies to it")
+        if config is None:
+            return Refused("fused-only", f"no config quantizes what {place.rule.name} is fused into")
+        if config.observation_type is ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
+            return Refused("not-observed", f"as {place.rule.name}")
+        if not self.is_qat and trains(qconfig):
+            raise SpecError(
+                f"{qconfig} has fake quantizers, which observe in training only",
+                hint="use prepare_qat_fx, or a QConfig of observers",
+            )
+        for producer, _ in (edge for unit in place.units for edge in unit.activations):
+            value = producer.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
+                return Refused("activation-not-float32", f"%{producer.name} is {value.dtype}")
+        return choose_specs(qconfig, config.dtype_configs, any(unit.weights for unit in place.units))
+
+    def fold(self, model: GraphModule, ledger: Ledger) -> None:
+        """Fold the BatchNorms that places have behind other operators; give up the places where that fails."""
+        norms = {
+            node: place for place, _ in self.places for unit in place.units[1:] for node in _batch_norms(unit)
+        }
+        folded = fold_batch_norms(model, list(norms), ledger)
+        failed = {norms[norm]: None for norm in norms if norm not in folded}
+        for place in failed:
+            refused = Refused("batch-norm-not-folded", f"as part of {place.rule.name}")
+            self.refused.update(dict.fromkeys(place.units, refused))
+        self.places = [
+            (Place(place.rule, tuple(reread(unit) for unit in place.units if not _gone(unit, folded))), specs)
+            for place, specs in self.places
+            if place not in failed
+        ]
+
+    def explain(self, unit: Unit, ledger: Ledger) -> None:
+        """Enter in ``ledger`` what becomes of ``unit``."""
+        refused = self.refused.get(unit)
+        rule = self.part_of.get(unit)
+        for node in (node for node in unit.nodes if is_float(node)):
+            if rule is not None and (refused is None or refused.reason == "mixed-qconfig"):
+                ledger.quantized(node, rule.name)
+            elif refused is None:
+                ledger.missed(*_without_rule(self.book, unit, node))
+            elif refused.reason != "batch-norm-not-folded" or node not in _batch_norms(unit):
+                ledger.missed(refused.reason, node, refused.detail)
+
+
+def _batch_norms(unit: Unit) -> list[Node]:
+    return [node for node in unit.nodes if node.target is torch.ops.aten.batch_norm.default]
+
+
+def _gone(unit: Unit, folded: Set[Node]) -> bool:
+    return any(node in folded for node in unit.nodes)
+
+
+def _without_rule(book: RuleBook, unit: Unit, node: Node) -> tuple[str, Node, str]:
+    name = describe_key(unit.keys[0])
+    joint = next((book.joint[key] for key in unit.keys if key in book.joint), None)
+    if joint is None:
+        return "no-pattern", node, f"the backend has no pattern for {name}"
+    return "missing-fusion-pattern", node, f"the backend has {name} only as part of {', '.join(joint)}"

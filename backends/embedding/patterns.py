@@ -1,0 +1,34 @@
+"""The look-up of rows, in int8."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...matchers.operator_pattern import Mode, OperatorPattern, Role
+from ..guards import constant_weight
+from .kernel import RowsOfIntegers
+
+__all__ = ["PATTERNS"]
+
+
+def _embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    return F.embedding(indices, weight)
+
+
+def _example_inputs() -> tuple[Tensor, ...]:
+    return torch.zeros(5, 4), torch.zeros(2, 3, dtype=torch.int64)
+
+
+PATTERNS: tuple[OperatorPattern, ...] = (
+    OperatorPattern(
+        "embedding",
+        _embedding,
+        _example_inputs,
+        (Role.WEIGHT, Role.INDEX),
+        RowsOfIntegers(),
+        guards=(constant_weight(0),),
+        modes=(Mode.WEIGHT_ONLY,),
+    ),
+)
