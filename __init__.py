@@ -1,7 +1,19 @@
 """lowbit quantizes PyTorch models with compiler passes on FX graphs."""
 
 from . import backends, errors
+from .aot_package import package_pt2e
 from .backends.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
+from .backends.backend_config import (
+    BackendConfig,
+    BackendPatternConfig,
+    DTypeConfig,
+    DTypeWithConstraints,
+    ObservationType,
+    QConfig,
+    QConfigMapping,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+)
 from .backends.composable import ComposableQuantizer
 from .backends.embedding import EmbeddingQuantizer, get_default_embedding_quantization_config
 from .backends.x86_inductor import (
@@ -54,6 +66,7 @@ from .ir.stages import Stage, get_stage
 from .matchers.source_partitions import SourcePartition, get_source_partitions
 from .matchers.subgraph import SubgraphMatcherWithNameNodeMap
 from .passes import Pass, PassContext, PassManager, Pipeline, register_pass
+from .quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 from .quantize_pt2e import (
     calibrate,
     convert_pt2e,
@@ -62,10 +75,15 @@ from .quantize_pt2e import (
     prepare_pt2e,
     prepare_qat_pt2e,
 )
+from .tools.lowering_report import LoweringReport, lowering_report
 
 __all__ = [
     "ArmInductorQuantizer",
+    "BackendConfig",
+    "BackendPatternConfig",
     "ComposableQuantizer",
+    "DTypeConfig",
+    "DTypeWithConstraints",
     "Decision",
     "DerivedObserver",
     "DerivedQuantizationSpec",
@@ -78,9 +96,11 @@ __all__ = [
     "FusedMovingAvgObsFakeQuantize",
     "HistogramObserver",
     "LearnableFakeQuantize",
+    "LoweringReport",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
+    "ObservationType",
     "ObserverBase",
     "ObserverOrFakeQuantize",
     "Pass",
@@ -89,6 +109,8 @@ __all__ = [
     "PerChannelMinMaxObserver",
     "Pipeline",
     "PlaceholderObserver",
+    "QConfig",
+    "QConfigMapping",
     "QuantizationAnnotation",
     "QuantizationConfig",
     "QuantizationSpec",
@@ -104,6 +126,7 @@ __all__ = [
     "allow_exported_model_train_eval",
     "backends",
     "calibrate",
+    "convert_fx",
     "convert_pt2e",
     "decisions",
     "disable_fake_quant",
@@ -114,6 +137,8 @@ __all__ = [
     "freeze_bn_stats",
     "get_default_arm_inductor_quantization_config",
     "get_default_embedding_quantization_config",
+    "get_default_qat_qconfig_mapping",
+    "get_default_qconfig_mapping",
     "get_default_x86_inductor_quantization_config",
     "get_default_xpu_inductor_quantization_config",
     "get_source_partitions",
@@ -122,9 +147,13 @@ __all__ = [
     "get_x86_inductor_linear_dynamic_fp16_config",
     "get_x86_inductor_linear_weight_only_config",
     "lower_pt2e",
+    "lowering_report",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
+    "package_pt2e",
+    "prepare_fx",
     "prepare_pt2e",
+    "prepare_qat_fx",
     "prepare_qat_pt2e",
     "register_pass",
 ]

@@ -52,7 +52,7 @@ def prepare_fx(
         example_inputs: a tuple of inputs to export it with.
         backend_config: what can be quantized, or what its ``to_dict`` returns; None means
             :func:`get_native_backend_config`.
-        dynamic_shapes: which sizes may differ from those of ``example_inputs``; as of ``torch.export.export``.
+        dynamic_shapes: sizes that may differ from those of ``example_inputs``, as in ``torch.export``.
         instruments: what looks on while the passes run.
 
     Returns:
@@ -136,7 +136,7 @@ def convert_fx(
         given, before = _config(backend_config).name, converted.meta.get(BACKEND_CONFIG_KEY)
         if before is not None and before != given:
             raise SpecError(
-                f"the model was prepared with the config of {before!r}, and is converted with that of {given!r}",
+                f"the model was prepared with the config of {before!r}, and converted with that of {given!r}",
                 hint="prepare it again: what is quantized is settled then",
             )
     return converted

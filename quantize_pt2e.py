@@ -200,6 +200,7 @@ def lower_pt2e(
     backend: str | Backend | None = None,
     *,
     pack_weights: bool = True,
+    cpp_wrapper: bool = False,
     pipeline: Pipeline | None = None,
     instruments: Sequence[Instrument] = (),
     verify: Verification = "stages",
@@ -217,6 +218,8 @@ def lower_pt2e(
         pack_weights: bring weights into the kernels' own layout. Such a model can be neither saved nor
             copied; with False it can, by ``torch.export.export`` and ``torch.export.save``. Loaded elsewhere
             it runs eagerly; to compile there, save the converted model and lower it after loading.
+        cpp_wrapper: compile the result when it is first called, with kernels called from C++ instead of
+            Python, as ``result.compile(options={"cpp_wrapper": True})`` does.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
         verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
@@ -244,7 +247,10 @@ def lower_pt2e(
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
-    return _run(model, passes, context, looking_on)
+    lowered = _run(model, passes, context, looking_on)
+    if cpp_wrapper:
+        lowered.compile(options={"cpp_wrapper": True})
+    return lowered
 
 
 def decisions(model: GraphModule) -> tuple[Decision, ...]:

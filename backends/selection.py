@@ -69,7 +69,7 @@ class ConfigSelection:
 
     def set_global(self, config: QuantizationConfig | None) -> None:
         """Set what applies where nothing else does."""
-        self._check_mode(config)
+        self._check_mode(config, self._selectors.values())
         self._default = config
 
     def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
@@ -94,13 +94,18 @@ class ConfigSelection:
         self._set("module name", name, config)
 
     def _set(self, kind: _Kind, name: str, config: QuantizationConfig | None) -> None:
-        self._check_mode(config)
+        others = [selector for key, selector in self._selectors.items() if key != (kind, name)]
+        self._check_mode(config, others, self._default)
         self._selectors[kind, name] = _Selector(kind, name, config)
 
-    def _check_mode(self, config: QuantizationConfig | None) -> None:
+    def _check_mode(
+        self,
+        config: QuantizationConfig | None,
+        others: Iterable[_Selector],
+        default: QuantizationConfig | None = None,
+    ) -> None:
         """One model is quantized in one mode: training or not, static or dynamic."""
-        others = [self._default, *(s.config for s in self._selectors.values())]
-        for other in others:
+        for other in (default, *(selector.config for selector in others)):
             if config is None or other is None or _mode(other) == _mode(config):
                 continue
             raise SpecError(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from .aliasing import is_write
 from .annotation import QuantizationAnnotation
@@ -126,11 +127,15 @@ def _copy_state(module: torch.nn.Module, new: torch.nn.Module, copies: dict[int,
 def _clone_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
     new = Graph(tracer_cls=graph._tracer_cls)
     node_map: dict[Node, Node] = {}
-    new.graph_copy(graph, node_map)
-    # graph_copy leaves the output node to its caller.
-    old_output = graph.output_node()
-    output = new.node_copy(old_output, lambda n: node_map[n])
-    node_map[old_output] = output
+    for node in graph.nodes:
+        # create_node walks arguments in Python, looking for sizes to warn about; most of the time of
+        # Graph.graph_copy is that.
+        copied = new.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+        copied.args = map_arg(node.args, node_map.__getitem__)
+        if node.kwargs:
+            copied.kwargs = map_arg(node.kwargs, node_map.__getitem__)
+        copied.meta.update(node.meta)
+        node_map[node] = copied
     new.set_codegen(copy.copy(graph._codegen))
     return new, node_map
 

@@ -75,12 +75,19 @@ def replace_with_kernels(
     Larger patterns are tried first, and with the quantize behind them before without it.
     """
     written_later: list[tuple[Node, Any]] = []
-    _matcher_pass(patterns, lowered, refused, written_later).apply(gm)
+    # The matcher tries every pattern at every node that one may end with: leave out those that cannot be.
+    present = {node.target for node in gm.graph.nodes}
+    possible = tuple(pattern for pattern in patterns if _operators(pattern) <= present)
+    _matcher_pass(possible, lowered, refused, written_later).apply(gm)
     for node, target in written_later:
         node.target = target
     for node in gm.graph.nodes:
         # Inductor's own note, which it would take for current the next time.
         node.meta.pop("mutation_region_id", None)
+
+
+def _operators(pattern: OperatorPattern) -> set[Any]:
+    return {node.target for node in pattern.captured.graph.nodes if node.op == "call_function"}
 
 
 def _matcher_pass(

@@ -51,10 +51,15 @@ a rounded sum make four roundings."""
 _KERNELS: Final = Contract(steps=1, roundings=64)
 """Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most."""
 
+_BF16: Final = Contract(steps=8, roundings=8, eps=torch.finfo(torch.bfloat16).eps)
+"""bfloat16 keeps 8 bits: a rounding is half a step of 8-bit integers, and operators add some."""
+
 CONTRACTS: Final[Mapping[str, Contract]] = {
     "normalize": EXACT,
     "fold-batch-norm": REAL,
     "annotate": EXACT,
+    "fuse-conv-bn-qat": REAL,
+    "fold-conv-bn-qat": REAL,
     "resolve-sharing": EXACT,
     "insert-observers": EXACT,
     "insert-fake-quantizers": EXACT,
@@ -62,6 +67,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "duplicate-dequantize": EXACT,
     "fold-quantize": EXACT,
     "propagate-metadata": EXACT,
+    "propagate-bf16": _BF16,
     "reference-representation": ONE_STEP,
     "emit-inductor": _KERNELS,
     "pack-weights": EXACT,

@@ -26,11 +26,13 @@ from torch.utils import _pytree as pytree
 from ..errors import ContractError
 from ..ir.aliasing import is_write
 from ..ir.attributes import find_attribute, is_constant
+from ..ir.clone import clone_graph_module
 from ..ir.location import locate
-from ..ir.meta import STANDS_FOR_KEY
+from ..ir.meta import QAT_KEY, STANDS_FOR_KEY
 from ..ir.oracle import Observers, run_exactly
 from ..ir.schema import OpOverload, signature
 from ..ir.stages import Stage, get_stage
+from ..ir.train_eval import switch_to_evaluation
 from .contracts import Contract
 
 __all__ = ["Trace", "check_contract", "check_trace", "meaning_of_observers", "take_trace"]
@@ -84,7 +86,13 @@ class Trace:
 
 
 def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> Trace:
-    """Run ``gm`` on ``inputs`` in float64, and keep what was computed."""
+    """Run ``gm`` on ``inputs`` in float64, and keep what was computed.
+
+    What conversion writes of a graph in training is that graph in evaluation.
+    """
+    if observers is Observers.QUANTIZE and gm.meta.get(QAT_KEY):
+        gm = clone_graph_module(gm)
+        switch_to_evaluation(gm)
     values: dict[str, Any] = {}
 
     def watch(node: Node, value: Any) -> Any:

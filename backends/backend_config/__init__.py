@@ -17,9 +17,10 @@ from .builtin import (
     get_x86_backend_config,
 )
 from .compile import compile_backend
-from .config import BackendConfig, BackendPatternConfig, MatchAllNode, ObservationType
+from .config import BackendConfig
 from .default_mappings import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from .dtype_config import DTypeConfig, DTypeWithConstraints
+from .pattern_config import BackendPatternConfig, MatchAllNode, ObservationType
 from .qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
 from .qconfig_mapping import QConfigMapping
 from .quantizer import BackendConfigQuantizer

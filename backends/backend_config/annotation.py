@@ -15,11 +15,11 @@ from ...ir.specs import (
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
-from .config import ObservationType
-from .dtypes import Refused, Specs
+from .dtypes import Grid, Refused, Specs
+from .pattern_config import ObservationType
 from .rules import Place
 
-__all__ = ["annotate_place", "is_float"]
+__all__ = ["Written", "annotate_place", "is_float"]
 
 _aten = torch.ops.aten
 _TRANSPOSED: Final = (
@@ -29,6 +29,18 @@ _TRANSPOSED: Final = (
 )
 
 
+@attrs.frozen(eq=False)
+class Written:
+    """How the output of an operator is quantized: its spec, and what its parameters lie within."""
+
+    spec: QuantizationSpecBase
+    grid: Grid | None
+
+    def serves(self, wanted: Grid | None) -> bool:
+        """Whether it is what another operator asks for too."""
+        return wanted is not None and self.grid is not None and self.grid.serves(wanted)
+
+
 def is_float(node: Node) -> bool:
     """Whether ``node`` is a floating-point tensor, or a list that has one."""
     value = node.meta.get("val")
@@ -36,7 +48,7 @@ def is_float(node: Node) -> bool:
     return any(isinstance(each, torch.Tensor) and each.is_floating_point() for each in values)
 
 
-def annotate_place(place: Place, specs: Specs, written: dict[Node, QuantizationSpecBase]) -> Refused | None:
+def annotate_place(place: Place, specs: Specs, written: dict[Node, Written]) -> Refused | None:
     """Annotate the operators of ``place``, or return why they stay float.
 
     Args:
@@ -66,12 +78,12 @@ def annotate_place(place: Place, specs: Specs, written: dict[Node, QuantizationS
     # A result of several tensors (that of an LSTM) stays float.
     if output is not None and len(result) == 1 and isinstance(result[0].meta.get("val"), torch.Tensor):
         set_annotation(result[0], QuantizationAnnotation(inputs[result[0]], output, _annotated=True))
-        written[result[0]] = _concrete(output, read)
+        written[result[0]] = _result(specs, output, read, written)
     return None
 
 
 def _read(
-    place: Place, specs: Specs, edges: list[tuple[Node, Node]], written: dict[Node, QuantizationSpecBase]
+    place: Place, specs: Specs, edges: list[tuple[Node, Node]], written: dict[Node, Written]
 ) -> dict[tuple[Node, Node], QuantizationSpecBase] | Refused:
     """The specs of what ``place`` reads."""
     edges = list(dict.fromkeys(edges))
@@ -79,14 +91,18 @@ def _read(
     wanted: list[QuantizationSpecBase] = []
     if specs.reuses_input or fixed:
         # Fixed parameters are those of what an operator returns, and say nothing of what it reads.
-        wanted = [written[producer] for producer, _ in edges if producer in written]
+        wanted = [written[producer].spec for producer, _ in edges if producer in written]
         if len(wanted) < max(len(edges), 1):
             known = "of its result only" if fixed else "of its input"
             return Refused(
                 "float-input", f"it reads a float tensor, and its QConfig has the parameters {known}"
             )
     elif specs.input is not None:
-        wanted = [specs.input] * len(edges)
+        # Two operators that agree in all but how they observe need one observer between them, the first's.
+        before = [written.get(producer) for producer, _ in edges]
+        wanted = [
+            each.spec if each is not None and each.serves(specs.grid) else specs.input for each in before
+        ]
     if wanted and _shares(place):
         wanted[1:] = [SharedQuantizationSpec(edges[0])] * (len(wanted) - 1)
     return dict(zip(edges, wanted, strict=False))
@@ -108,11 +124,18 @@ def _output(
     return specs.output
 
 
-def _concrete(
-    output: QuantizationSpecBase, read: dict[tuple[Node, Node], QuantizationSpecBase]
-) -> QuantizationSpecBase:
-    """What ``output`` comes to for those who read it: of shared parameters, the spec they are shared with."""
-    return next(iter(read.values())) if isinstance(output, SharedQuantizationSpec) else output
+def _result(
+    specs: Specs,
+    output: QuantizationSpecBase,
+    read: dict[tuple[Node, Node], QuantizationSpecBase],
+    written: dict[Node, Written],
+) -> Written:
+    """What ``output`` comes to for those who read it: of shared parameters, what they are shared with."""
+    if not isinstance(output, SharedQuantizationSpec):
+        return Written(output, specs.grid)
+    ((producer, _), spec), *_ = read.items()
+    before = written.get(producer)
+    return before if before is not None and before.spec is spec else Written(spec, specs.grid)
 
 
 def _along_outputs(spec: QuantizationSpec | None, reader: Node) -> QuantizationSpec | None:

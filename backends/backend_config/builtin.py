@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import operators as ops
-from .config import BackendConfig, BackendPatternConfig
+from .config import BackendConfig
 from .dtype_config import DTypeConfig, DTypeWithConstraints
+from .pattern_config import BackendPatternConfig
 
 __all__ = [
     "get_executorch_backend_config",
@@ -42,7 +43,7 @@ _SYMMETRIC_DYNAMIC: Final = DTypeConfig(_SIGNED, torch.float, _SIGNED_WEIGHT, to
 
 
 def get_native_backend_config() -> BackendConfig:
-    """The union of what FBGEMM and QNNPACK run in quint8; what ``prepare_fx`` uses when no config is given."""
+    """The union of what FBGEMM and QNNPACK run in quint8; the config of ``prepare_fx`` if none is given."""
     return _unsigned(
         "native", linear=[_WEIGHTED, _DYNAMIC, _DYNAMIC_HALF], others=ops.layer_norms([_FLOAT_WEIGHT])
     )

@@ -85,7 +85,7 @@ class DTypeConfig:
     """One choice of dtypes for the tensors of an operator; a QConfig is used if it agrees with one of them.
 
     Of quantize → [dequantize → operator → quantize] → dequantize, ``input_dtype`` is that of the first
-    quantize and ``output_dtype`` that of the second; ``torch.float`` puts no quantize there. None says nothing.
+    quantize and ``output_dtype`` that of the second; ``torch.float`` puts none there, None says nothing.
 
     Args:
         input_dtype: of the activations read; with constraints or without.

@@ -22,7 +22,32 @@ from ...ir.specs import (
 from .dtype_config import DTypeConfig, DTypeWithConstraints
 from .qconfig import QConfig, reuse_input_observer
 
-__all__ = ["Observed", "Refused", "Specs", "choose_specs", "trains"]
+__all__ = ["Grid", "Observed", "Refused", "Specs", "choose_specs", "trains"]
+
+
+@attrs.frozen
+class Grid:
+    """What the parameters of a tensor lie within, whatever they turn out to be.
+
+    Args:
+        dtype: the storage dtype.
+        quant_min: the smallest quantized value; None for casts.
+        quant_max: the largest.
+        smallest_scale: the smallest scale there may be, 0 if nothing is known.
+    """
+
+    dtype: torch.dtype
+    quant_min: int | None
+    quant_max: int | None
+    smallest_scale: float
+
+    def serves(self, wanted: Grid) -> bool:
+        """Whether a tensor with parameters within this is one with parameters within ``wanted``."""
+        return (self.dtype, self.quant_min, self.quant_max) == (
+            wanted.dtype,
+            wanted.quant_min,
+            wanted.quant_max,
+        ) and self.smallest_scale >= wanted.smallest_scale
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +68,16 @@ class Observed:
     spec: ConcreteSpec | None = None
     module: nn.Module | None = None
 
+    @property
+    def grid(self) -> Grid:
+        """What its parameters lie within."""
+        # Of a fake quantizer the parameters are those of the observer inside.
+        observer: Any = getattr(self.module, "activation_post_process", self.module)
+        low, high, smallest = (getattr(observer, name, None) for name in ("quant_min", "quant_max", "eps"))
+        if isinstance(self.spec, FixedQParamsQuantizationSpec):
+            smallest = self.spec.scale
+        return Grid(self.dtype, low, high, 0.0 if smallest is None else float(smallest))
+
 
 @attrs.frozen
 class Refused:
@@ -61,6 +96,7 @@ class Specs:
         output: the result.
         weight: the weight.
         bias: the bias.
+        grid: what the parameters of activations lie within; None if they are float, or found at run time.
         reuses_input: whether input and output have the parameters that the input has anyway.
     """
 
@@ -68,6 +104,7 @@ class Specs:
     output: ConcreteSpec | None = None
     weight: QuantizationSpec | None = None
     bias: QuantizationSpec | None = None
+    grid: Grid | None = None
     reuses_input: bool = False
 
 
@@ -189,9 +226,8 @@ def _violation(what: str, observed: Observed, taken: DTypeWithConstraints) -> Re
     """The first constraint of ``taken`` that ``observed`` breaks."""
     if taken.dtype is None or storage_dtype(taken.dtype) is not observed.dtype or observed.spec is None:
         return None
-    # Of a fake quantizer the parameters are those of the observer inside.
-    observer = getattr(observed.module, "activation_post_process", observed.module)
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    grid = observed.grid
+    low, high = grid.quant_min, grid.quant_max
     bounds = taken.quant_min_lower_bound, taken.quant_max_upper_bound
     if low is not None and high is not None:
         below = bounds[0] is not None and low < bounds[0]
@@ -200,11 +236,11 @@ def _violation(what: str, observed: Observed, taken: DTypeWithConstraints) -> Re
                 "quantization-range",
                 f"the {what}'s range [{low}, {high}] is not within the backend's [{bounds[0]}, {bounds[1]}]",
             )
-    smallest, eps = taken.scale_min_lower_bound, getattr(observer, "eps", None)
-    if smallest is not None and (eps is None or eps < smallest):
+    smallest = taken.scale_min_lower_bound
+    if smallest is not None and grid.smallest_scale < smallest:
         return Refused(
             "scale-too-small",
-            f"the {what}'s scale may be as small as eps={eps}, the backend takes {smallest} and more",
+            f"the {what}'s scale may be as small as {grid.smallest_scale}, the backend takes {smallest} and more",
         )
     if taken.scale_exact_match is not None:
         fixed = observed.spec
@@ -227,6 +263,7 @@ def _specs(config: DTypeConfig, activation: Observed, weight: Observed) -> Specs
         input=read,
         output=None if activation.is_dynamic else activation.spec,
         weight=weight.spec if quantizes_weight else None,  # pyright: ignore[reportArgumentType]
+        grid=None if activation.is_dynamic or activation.spec is None else activation.grid,
         bias=weight.spec if half else None,  # pyright: ignore[reportArgumentType]
     )
 

@@ -1,4 +1,4 @@
-"""The patterns that PyTorch's backends have in common, as configs; the facts are those of its documentation."""
+"""The patterns that PyTorch's backends have in common, as configs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import BackendPatternConfig, MatchAllNode, ObservationType
 from .dtype_config import DTypeConfig, DTypeWithConstraints
+from .pattern_config import BackendPatternConfig, MatchAllNode, ObservationType
 
 __all__ = [
     "batch_norms",
@@ -92,7 +92,7 @@ def convolutions_with_addition(dtype_configs: Sequence[DTypeConfig]) -> Configs:
     """Convolutions of two dimensions, with or without BatchNorm, as an operand of an addition, then ReLU."""
     for conv in (nn.Conv2d, (nn.BatchNorm2d, nn.Conv2d)):
         for added in ((torch.add, conv, MatchAllNode), (torch.add, MatchAllNode, conv)):
-            for nested in (added, (nn.ReLU, added)):
+            for nested in (added, *((relu, added) for relu in _RELUS)):
                 config = BackendPatternConfig().set_pattern_complex_format(nested)
                 yield config.set_dtype_configs(dtype_configs)
 

@@ -52,7 +52,7 @@ class QConfig:
 
     ::
 
-        QConfig(activation=MinMaxObserver.with_args(quant_min=0, quant_max=127), weight=default_weight_observer)
+        QConfig(activation=MinMaxObserver.with_args(eps=2**-12), weight=default_weight_observer)
 
     Args:
         activation: for what the operator reads and returns; None or ``torch.nn.Identity`` leaves it float.
@@ -70,7 +70,7 @@ class QConfig:
             if isinstance(constructor, nn.Module) or not (constructor is None or callable(constructor)):
                 raise SpecError(
                     f"QConfig has {constructor!r} as {name}",
-                    hint="pass an observer class or its .with_args(…): each tensor gets an observer of its own",
+                    hint="pass an observer class or its .with_args(…): each tensor has its own",
                 )
 
 

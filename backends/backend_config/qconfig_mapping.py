@@ -130,10 +130,10 @@ class QConfigMapping:
         return mapping
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary: ``""`` is the global QConfig, and the other keys are lists of tuples.
+        """A dictionary: ``""`` is the global QConfig, the others are lists of the arguments of setters.
 
-        They are ``object_type``, ``module_name_regex``, ``module_name`` and ``module_name_object_type_order``;
-        each tuple has the arguments of the setter of that name.
+        Their keys are ``object_type``, ``module_name_regex``, ``module_name`` and
+        ``module_name_object_type_order``.
         """
         order = self.module_name_object_type_order_qconfigs
         return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 import attrs
 import torch
 from torch.fx import GraphModule, Node
@@ -11,11 +9,11 @@ from torch.fx import GraphModule, Node
 from ...errors import SpecError
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
-from ...ir.specs import QuantizationSpecBase
 from ...passes.fold_batch_norm import fold_batch_norms
-from .annotation import annotate_place, is_float
-from .config import BackendConfig, ObservationType
+from .annotation import Written, annotate_place, is_float
+from .config import BackendConfig
 from .dtypes import Refused, Specs, choose_specs, trains
+from .pattern_config import ObservationType
 from .qconfig import QConfig
 from .qconfig_mapping import QConfigMapping
 from .rules import Place, Rule, RuleBook, find_place, read_rules
@@ -73,11 +71,11 @@ class BackendConfigQuantizer(Quantizer):
         plan.make(units)
         if not self._is_qat:
             plan.fold(model, self._ledger)
-        written: dict[Node, QuantizationSpecBase] = {}
+        written: dict[Node, Written] = {}
         for place, specs in plan.places:
-            refused = annotate_place(place, specs, written)
-            for unit in place.units if refused is not None else ():
-                plan.refused[unit] = refused
+            refused = annotate_place(plan.as_it_is(place), specs, written)
+            if refused is not None:
+                plan.refused.update(dict.fromkeys(place.units, refused))
         for unit in units:
             plan.explain(unit, self._ledger)
         return model
@@ -95,6 +93,7 @@ class _Plan:
         places: where something is quantized, in graph order.
         part_of: the rule that each unit is quantized by.
         refused: why units stay float, those that a rule was tried for.
+        folded: the BatchNorms that are no longer in the graph.
     """
 
     book: RuleBook
@@ -104,25 +103,27 @@ class _Plan:
     places: list[tuple[Place, Specs]] = attrs.Factory(list)
     part_of: dict[Unit, Rule] = attrs.Factory(dict)
     refused: dict[Unit, Refused] = attrs.Factory(dict)
+    folded: frozenset[Node] = frozenset()
 
     def make(self, units: list[Unit]) -> None:
         """Find the places, the last units first, so that patterns are whole."""
-        # What stays float as one operator: its parts alone are not asked for.
-        whole: set[Unit] = set()
+        taken: set[Unit] = set()
         for last in reversed(units):
             for rule in self.book.of(last):
-                place = find_place(rule, last, self.unit_of, self.part_of.keys() | whole)
+                place = find_place(rule, last, self.unit_of, taken)
                 if place is None:
                     continue
                 outcome = self._specs(place)
                 if isinstance(outcome, Specs):
+                    taken.update(place.units)
                     self.places.append((place, outcome))
                     self.part_of.update(dict.fromkeys(place.units, rule))
                     break
                 for unit in place.units:
                     self.refused.setdefault(unit, outcome)
                 if outcome.reason != "mixed-qconfig":
-                    whole.update(place.units)
+                    # As one operator it stays float: its parts alone are not asked for.
+                    taken.update(place.units)
                     break
         self.places.reverse()
 
@@ -150,7 +151,7 @@ class _Plan:
         return choose_specs(qconfig, config.dtype_configs, any(unit.weights for unit in place.units))
 
     def fold(self, model: GraphModule, ledger: Ledger) -> None:
-        """Fold the BatchNorms that places have behind other operators; give up the places where that fails."""
+        """Fold the BatchNorms that places have behind other operators; give up where that fails."""
         norms = {
             node: place for place, _ in self.places for unit in place.units[1:] for node in _batch_norms(unit)
         }
@@ -159,11 +160,13 @@ class _Plan:
         for place in failed:
             refused = Refused("batch-norm-not-folded", f"as part of {place.rule.name}")
             self.refused.update(dict.fromkeys(place.units, refused))
-        self.places = [
-            (Place(place.rule, tuple(reread(unit) for unit in place.units if not _gone(unit, folded))), specs)
-            for place, specs in self.places
-            if place not in failed
-        ]
+        self.places = [(place, specs) for place, specs in self.places if place not in failed]
+        self.folded = folded
+
+    def as_it_is(self, place: Place) -> Place:
+        """``place`` in the graph as it is now that BatchNorms are folded."""
+        left = [unit for unit in place.units if self.folded.isdisjoint(unit.nodes)]
+        return Place(place.rule, tuple(map(reread, left)))
 
     def explain(self, unit: Unit, ledger: Ledger) -> None:
         """Enter in ``ledger`` what becomes of ``unit``."""
@@ -180,10 +183,6 @@ class _Plan:
 
 def _batch_norms(unit: Unit) -> list[Node]:
     return [node for node in unit.nodes if node.target is torch.ops.aten.batch_norm.default]
-
-
-def _gone(unit: Unit, folded: Set[Node]) -> bool:
-    return any(node in folded for node in unit.nodes)
 
 
 def _without_rule(book: RuleBook, unit: Unit, node: Node) -> tuple[str, Node, str]:

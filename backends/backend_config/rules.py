@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import attrs
 from torch.fx import Node
 
-from .config import BackendConfig, BackendPatternConfig, MatchAllNode, nested_pattern
+from .config import BackendConfig
+from .pattern_config import BackendPatternConfig, MatchAllNode, nested_pattern
 from .units import Key, Unit, describe_key, key_of
 
 __all__ = ["Item", "Place", "Rule", "RuleBook", "find_place", "read_rules"]
@@ -122,7 +123,10 @@ _Found: TypeAlias = list[Unit]
 
 
 def find_place(rule: Rule, last: Unit, unit_of: dict[Node, Unit], taken: set[Unit]) -> Place | None:
-    """Where ``rule`` ends with ``last``, or None. No unit in it is ``taken``, none but the last read outside."""
+    """Where ``rule`` ends with ``last``, or None.
+
+    No unit there is ``taken``, and none but the last is read outside.
+    """
     units: list[Unit] = []
     if _find(rule.item, last, unit_of, taken, units):
         return Place(rule, tuple(units))

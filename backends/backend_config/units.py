@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
+import torch
 from torch import nn
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
@@ -83,14 +84,14 @@ def read_units(graph: Graph, classes: Set[Key]) -> list[Unit]:
 
     Args:
         graph: a graph with the metadata of ``torch.export``.
-        classes: the module classes that are units, by their keys; where they are nested, the innermost is.
+        classes: the module classes that are units, by their keys; where they are nested, the outermost is.
     """
     calls: dict[str, tuple[list[ModuleCall], list[Node]]] = {}
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         stack = module_stack(node.meta)
-        depth = next((i for i, c in reversed([*enumerate(stack)]) if ("module", c.kind) in classes), None)
+        depth = next((i for i, call in enumerate(stack) if ("module", call.kind) in classes), None)
         if depth is None:
             calls[f"operator {node.name}"] = (stack, [node])
         else:
@@ -158,22 +159,25 @@ _Edges: TypeAlias = tuple[tuple[Node, Node], ...]
 def _inputs(nodes: Sequence[Node], module: str | None) -> tuple[_Edges, _Edges, _Edges]:
     """The edges into ``nodes``: activations, weights, biases.
 
-    Other parameters of ``module`` (running statistics) are none of these; those that functions read are
-    activations like any other tensor.
+    Other parameters of ``module`` are none of these, and neither are those of BatchNorm: it is folded, or
+    runs in float. The parameters that functions read are activations like any other tensor.
     """
     inside = set(nodes)
     activations: list[tuple[Node, Node]] = []
     weights: dict[tuple[Node, Node], None] = {}
     biases: dict[tuple[Node, Node], None] = {}
     for node in nodes:
+        is_norm = node.target is torch.ops.aten.batch_norm.default
         for name, value in _arguments(node).items():
             for leaf in pytree.tree_leaves(value):
                 if not isinstance(leaf, Node) or leaf in inside:
                     continue
-                own = module is not None and leaf.op == "get_attr"
+                own = leaf.op == "get_attr" and (module is not None or is_norm)
                 tensor = leaf.meta.get("val")
                 # The parameters of an LSTM come in one list.
                 rank = tensor.dim() if own and name == "params" and tensor is not None else 0
+                if is_norm and own:
+                    continue
                 if name in _WEIGHTS or rank > 1:
                     weights[leaf, node] = None
                 elif name in _BIASES or rank == 1:

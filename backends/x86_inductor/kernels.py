@@ -42,7 +42,12 @@ class QConv:
         """Insert packing and convolution."""
         conv = conv_arguments(call)
         arguments = (*conv.head, conv.bias, *conv.geometry, *output_arguments(call))
-        return with_post_operator(call, _onednn.qconv_pointwise.default, arguments, self.post)
+        target = _onednn.qconv_pointwise.default
+        if len(conv.geometry[0]) == 2:
+            return with_post_operator(call, target, arguments, self.post)
+        # Only with two dimensions does the kernel clamp.
+        result = call.graph.call_function(target, (*arguments, *post_arguments(call, self.post)))
+        return clamped(call, result)
 
 
 @attrs.frozen

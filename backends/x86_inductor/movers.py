@@ -67,8 +67,9 @@ MOVERS: Final[tuple[OperatorPattern, ...]] = (
     _mover("split_with_sizes", lambda x: x.split([1, 3], 1)[0]),
     _mover("chunk", lambda x: x.chunk(2, 1)[0]),
     _mover("unbind", lambda x: x.unbind(1)[0]),
-    _follower("max_pool1d", lambda x: F.max_pool1d(x, 3), IntegerOperator(widen=True), (2, 4, 6)),
     _follower("max_pool2d", lambda x: F.max_pool2d(x, 3), IntegerOperator(widen=True)),
+    # ATen has no max_pool1d of integers.
+    _follower("max_pool1d", lambda x: F.max_pool1d(x, 3), None, (2, 4, 6)),
     # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop
     # that reads and writes 8-bit values.
     _follower("avg_pool1d", lambda x: F.avg_pool1d(x, 3), None, (2, 4, 6)),

@@ -120,9 +120,9 @@ _HALF = attrs.evolve(_LINEAR, modes=(Mode.HALF_WEIGHT,))
 _RELU = tuple(post for post in AFTER_CONVOLUTION if post.name == "relu")
 
 PATTERNS: tuple[OperatorPattern, ...] = (
-    *_family(_conv("conv1d", _conv1d, 1), QConv, AFTER_CONVOLUTION),
+    # With one dimension the kernel takes relu alone behind it, with three nothing.
+    *_family(_conv("conv1d", _conv1d, 1), QConv, _RELU),
     *_family(_conv("conv2d", _conv2d, 2), QConv, AFTER_CONVOLUTION),
-    # With three dimensions the kernel takes nothing behind it.
     *_family(_conv("conv3d", _conv3d, 3), QConv, ()),
     *_family(_CONV2D_ADD, QConvAdd, _RELU),
     *_family(_LINEAR, QLinear, AFTER_LINEAR),

@@ -84,7 +84,7 @@ def test_observers_look_on_or_quantize() -> None:
 def test_observers_by_channel_and_at_run_time() -> None:
     weight = torch.tensor([[1.0, 0.5], [4.0, 2.2]])
     by_channel = PerChannelMinMaxObserver(
-        torch.int8, torch.per_channel_symmetric, quant_min=-2, quant_max=2, ch_axis=0
+        dtype=torch.int8, qscheme=torch.per_channel_symmetric, quant_min=-2, quant_max=2, ch_axis=0
     )
     by_channel(weight)
     gm = make(lambda g, n: g.call_module("observer", (n,)), observer=by_channel)
@@ -129,4 +129,4 @@ def test_values_are_watched_and_recalled() -> None:
         recall=lambda node: torch.tensor(5.0) if node.target is aten.relu.default else NotImplemented,
     )
     assert got.item() == -5.0
-    assert seen == {"x": 3.0, "relu_default": 5.0, "neg_default": -5.0}
+    assert seen == {"x": 3.0, "relu_default": 5.0, "neg_default": -5.0, "output": -5.0}

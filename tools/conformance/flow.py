@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import attrs
@@ -114,10 +116,23 @@ class Flows:
         """The branches of ``pattern``, with their positions among the results."""
         return [(i, branch) for i, branch in enumerate(self.zoo.branches) if branch.pattern is pattern]
 
-    @functools.cached_property
+    @property
     def runs(self) -> tuple[Run, ...]:
-        """A run for each preset."""
-        return tuple(map(self._run, self.backend.presets))
+        """A run for each preset.
+
+        Raises:
+            Exception: what one failed with; again, and at once, whenever they are asked for.
+        """
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    @functools.cached_property
+    def _outcome(self) -> tuple[Run, ...] | Exception:
+        try:
+            return tuple(map(self._run, self.backend.presets))
+        except Exception as error:  # noqa: BLE001  (every property that needs the runs reports it)
+            return error
 
     @functools.cached_property
     def cells(self) -> dict[tuple[str, str], Capability]:
@@ -149,8 +164,8 @@ class Flows:
         with _quietly(), torch.no_grad():
             if config.is_qat:
                 prepared = prepare_qat_pt2e(self.zoo.export(), self.quantizer(config))
-                move_exported_model_to_eval(prepared)
                 prepared(*inputs)
+                move_exported_model_to_eval(prepared)
             else:
                 prepared = prepare_pt2e(self.exported, self.quantizer(config))
                 calibrate(prepared, [inputs], progress=False)
@@ -165,10 +180,10 @@ class Flows:
         return Run(preset, config, annotated, converted, lowered, converted_results, lowered_results)
 
 
-def _quietly() -> warnings.catch_warnings:
-    """A preset may have nothing for any pattern but its own; that is seen elsewhere."""
-    context = warnings.catch_warnings()
-    context.__enter__()
-    warnings.simplefilter("ignore", NothingQuantizedWarning)
-    warnings.simplefilter("ignore", SaturationWarning)
-    return context
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings of what the checks look at themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingQuantizedWarning)
+        warnings.simplefilter("ignore", SaturationWarning)
+        yield

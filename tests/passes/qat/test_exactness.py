@@ -8,6 +8,14 @@ import functools
 import lowbit
 import pytest
 import torch
+from lowbit import (
+    QuantizationAnnotation,
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    lower_pt2e,
+)
+from lowbit.backends.x86_inductor import has_vnni
+from lowbit.ir import quantized_decomposed as qd
 from lowbit.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 # 20 × 25 blocks.
@@ -97,3 +105,39 @@ def test_the_converted_model_is_the_evaluated_one(exported, annotate_all, seed):
         for converted in (from_training, from_evaluation, copy.deepcopy(from_evaluation)):
             for y, wanted in zip(converted(*inputs), expected, strict=True):
                 assert torch.equal(y, wanted)
+
+
+class WritesLowPrecision(X86InductorQuantizer):
+    """Quantizes what the blocks return as well, as an operator behind them would ask for."""
+
+    def annotate(self, model):
+        super().annotate(model)
+        for node in model.graph.output_node().all_input_nodes:
+            annotation = node.meta.get("quantization_annotation", QuantizationAnnotation())
+            annotation.output_qspec = self.config.input_activation
+            node.meta["quantization_annotation"] = annotation
+        return model
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lowering_is_within_one_step_of_the_converted_model(exported, seed):
+    model, graph = exported(seed)
+    quantizer = WritesLowPrecision()
+    # CPUs without VNNI have kernels for 7 bits only.
+    quantizer.config = get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=not has_vnni())
+    prepared = prepare_qat_pt2e(graph, quantizer.set_global(quantizer.config))
+    prepared(*model.example())
+    converted = convert_pt2e(prepared)
+    lowered = lower_pt2e(converted)
+    inputs = model.example(7)
+    with torch.no_grad():
+        outputs = zip(converted(*inputs), lowered(*inputs), strict=True)
+        steps = [node.args[1] for node in converted.graph.output_node().all_input_nodes]
+        for (expected, y), step in zip(outputs, steps, strict=True):
+            # The one step, and how finely float32 tells values apart.
+            assert (y - expected).abs().max() <= step * (1 + 1e-4)
+    # All but transposed convolutions, for which there are no kernels here.
+    kernels = [n for n in lowered.graph.nodes if "pointwise" in str(n.target)]
+    transposed = [b for b in model.blocks if "Transpose" in type(b.conv).__name__]
+    floats = [n for n in converted.graph.nodes if n.target in qd.DEQUANTIZE_OPS]
+    assert len(kernels) == COUNT - len(transposed), (len(kernels), len(transposed), len(floats))

@@ -1,0 +1,110 @@
+"""Lowered models compiled to C++: ``lower_pt2e(…, cpp_wrapper=True)`` and ``package_pt2e``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lowbit import (
+    X86InductorQuantizer,
+    convert_pt2e,
+    errors,
+    get_default_x86_inductor_quantization_config,
+    lower_pt2e,
+    package_pt2e,
+    prepare_pt2e,
+)
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+
+class Network(nn.Module):
+    """A residual, values moved in 8 bits, a linear, and an argument by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8 * 9, 5)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> dict[str, Tensor]:
+        r = F.max_pool2d(F.relu(self.stem(x)), 2)
+        y = F.relu(self.a(r) + r)
+        return {"logits": self.head(torch.flatten(y, 1)) * scale}
+
+
+@pytest.fixture(scope="module")
+def converted() -> GraphModule:
+    torch.manual_seed(0)
+    x, scale = torch.randn(2, 3, 8, 8), torch.ones(5)
+    exported = torch.export.export(
+        Network().eval(),
+        (x,),
+        {"scale": scale},
+        dynamic_shapes={"x": {0: torch.export.Dim("batch")}, "scale": None},
+    ).module()
+    assert isinstance(exported, GraphModule)
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+    with torch.no_grad():
+        prepared(x, scale=scale)
+    return convert_pt2e(prepared)
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_package_computes_what_the_lowered_model_does(converted: GraphModule, tmp_path: Path) -> None:
+    lowered = lower_pt2e(converted, pack_weights=False)
+    path = tmp_path / "model.pt2"
+    assert package_pt2e(lowered, path) == str(path)
+    run = torch._inductor.aoti_load_package(str(path))
+    with torch.no_grad():
+        for size in (2, 5):
+            x, scale = torch.randn(size, 3, 8, 8), torch.rand(5)
+            assert_equal(run(x, scale=scale), lowered(x, scale=scale))
+
+
+def test_the_cpp_wrapper(converted: GraphModule) -> None:
+    torch._dynamo.reset()
+    lowered, wrapped = lower_pt2e(converted), lower_pt2e(converted, cpp_wrapper=True)
+    assert isinstance(wrapped, GraphModule)
+    x, scale = torch.randn(2, 3, 8, 8), torch.rand(5)
+    with torch.no_grad():
+        assert_equal(wrapped(x, scale=scale), lowered(x, scale=scale))
+        # The same graph, compiled: what is left of it is called eagerly as before.
+        assert_equal(wrapped.forward(x, scale=scale), lowered(x, scale=scale))
+
+
+def test_the_cpp_wrapper_is_what_compiles(converted: GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append(options))
+    lower_pt2e(converted)
+    lower_pt2e(converted, cpp_wrapper=True)
+    assert asked == [{"options": {"cpp_wrapper": True}}]
+
+
+def test_what_cannot_be_packaged(converted: GraphModule, tmp_path: Path) -> None:
+    file = tmp_path / "model.pt2"
+    with pytest.raises(errors.StageError, match="not lowered"):
+        package_pt2e(converted, file)
+    with pytest.raises(errors.GraphInputError, match="packed") as packed:
+        package_pt2e(lower_pt2e(converted), file)
+    assert "pack_weights=False" in packed.value.hint
+    with pytest.raises(errors.GraphInputError, match=r"model\.so"):
+        package_pt2e(lower_pt2e(converted, pack_weights=False), tmp_path / "model.so")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_relied_on_of_inductor() -> None:
+    """Should these move, ``lowbit.aot_package`` changes."""
+    parameters = inspect.signature(torch._inductor.aoti_compile_and_package).parameters
+    assert next(iter(parameters)) == "exported_program"
+    assert parameters["package_path"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert callable(torch._inductor.aoti_load_package)

@@ -1,0 +1,57 @@
+"""Property tests of graph passes: generated graphs, and laws that hold of every pass.
+
+::
+
+    from lowbit.tools.testing import laws
+
+    def test_my_pass():
+        laws.check(MyPass())
+
+Needs hypothesis: ``pip install 'lowbit[testing]'``.
+"""
+
+import importlib.util
+
+from ...errors import MissingDependencyError
+
+if importlib.util.find_spec("hypothesis") is None:
+    raise MissingDependencyError(
+        "lowbit.tools.testing needs hypothesis, which is not installed",
+        hint="pip install 'lowbit[testing]'",
+    )
+
+# Everything below imports hypothesis.
+from . import laws
+from .laws import LAWS, Law, LawBroken, check, check_on
+from .programs import Program, Step, build
+from .quantizing import Choices, DrawnQuantizer
+from .strategies import (
+    near_misses,
+    per_channel_specs,
+    per_tensor_specs,
+    pipelines,
+    programs,
+    subjects,
+)
+from .subjects import Subject
+
+__all__ = [
+    "LAWS",
+    "Choices",
+    "DrawnQuantizer",
+    "Law",
+    "LawBroken",
+    "Program",
+    "Step",
+    "Subject",
+    "build",
+    "check",
+    "check_on",
+    "laws",
+    "near_misses",
+    "per_channel_specs",
+    "per_tensor_specs",
+    "pipelines",
+    "programs",
+    "subjects",
+]

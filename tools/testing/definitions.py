@@ -1,0 +1,230 @@
+"""What holds of every pass, whatever it does: the laws.
+
+A law looks at one run of a pass on a generated graph and raises :class:`LawBroken` if it does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from ...errors import ContractError, StageError, UnsupportedError
+from ...ir.annotation import get_annotation
+from ...ir.attributes import find_attribute
+from ...ir.points import owner_of, tensor_of
+from ...ir.sharing import resolve_sharing
+from ...ir.stages import Stage, get_stage
+from ...ir.text import parse, to_tensors, to_text
+from ...ir.verifiers import is_observer, verify
+from ...passes import Pass
+from ...passes.contracts import contract_of
+from ...passes.equivalence import check_contract
+from ...passes.instruments import Change
+from .canonical import canonical
+from .subjects import copy_of
+
+__all__ = ["LAWS", "Law", "LawBroken", "Run"]
+
+
+class LawBroken(AssertionError):  # noqa: N818  (it says what happened)
+    """A pass broke a law."""
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """One run of a pass.
+
+    Args:
+        pass_: the pass.
+        before: the graph it was run on.
+        after: the graph it made.
+        said: whether it said that it changed anything.
+        change: what it changed.
+        inputs: of the graph.
+        again: runs the pass on another graph in the same way.
+    """
+
+    pass_: Pass
+    before: GraphModule
+    after: GraphModule
+    said: bool
+    change: Change
+    inputs: tuple[Any, ...]
+    again: Callable[[GraphModule], Run]
+
+
+Law = Callable[[Run], None]
+
+
+def stage_verified(run: Run) -> None:
+    """The graph keeps the rules of the stage that the pass leaves it at."""
+    stage = run.pass_.ensures or get_stage(run.before)
+    if get_stage(run.after) is not stage:
+        raise LawBroken(f"the graph is at {get_stage(run.after).name}, not at {stage.name}")
+    try:
+        verify(run.after, stage)
+    except StageError as error:
+        raise LawBroken(str(error)) from error
+
+
+def meaning_kept(run: Run) -> None:
+    """In float64, the graph computes what it computed, as far as the pass's contract says."""
+    contract = contract_of(run.pass_)
+    if contract is None or not run.change.changed:
+        return
+    try:
+        check_contract(run.before, run.after, run.inputs, contract)
+    except ContractError as error:
+        raise LawBroken(str(error)) from error
+
+
+def runs(run: Run) -> None:
+    """The graph runs, and returns tensors of the same shapes and dtypes."""
+    if not run.change.changed:
+        return
+    try:
+        with torch.no_grad():
+            want, got = (_forms(copy_of(gm)(*run.inputs)) for gm in (run.before, run.after))
+    except Exception as error:
+        raise LawBroken(f"it does not run: {type(error).__name__}: {error}") from error
+    if want != got:
+        raise LawBroken(f"it returns {got} in place of {want}")
+
+
+def _forms(results: tuple[torch.Tensor, ...]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    return [(tuple(r.shape), r.dtype) for r in results]
+
+
+def metadata_true(run: Run) -> None:
+    """What nodes say about their value, in ``meta["val"]``, is so."""
+
+    class Check(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value, said = super().run_node(n), n.meta.get("val")
+            if isinstance(value, torch.Tensor) and isinstance(said, torch.Tensor):
+                forms = [(tuple(t.shape), t.dtype) for t in (value, said)]
+                if forms[0] != forms[1]:
+                    raise LawBroken(f"%{n.name} says it is {forms[1]}, and is {forms[0]}")
+            return value
+
+    if run.change.changed:
+        with torch.no_grad():
+            Check(copy_of(run.after)).run(*run.inputs)
+
+
+def idempotent(run: Run) -> None:
+    """A second run changes nothing."""
+    if get_stage(run.after) not in run.pass_.requires or not run.change.changed:
+        return
+    second = run.again(run.after)
+    if second.change.changed:
+        raise LawBroken(f"a second run changes the graph again:\n{second.change.diff}")
+
+
+def deterministic(run: Run) -> None:
+    """Run on a copy, the pass makes the same graph, name by name."""
+    if run.again(run.before).change.after.digest != run.change.after.digest:
+        raise LawBroken("two runs on the same graph make different graphs")
+
+
+def blind_to_names(run: Run) -> None:
+    """Run on a graph with other names of nodes, the pass makes the same graph but for names."""
+    renamed = copy_of(run.before)
+    for index, node in enumerate(renamed.graph.nodes):
+        if node.op not in {"placeholder", "output"}:
+            node._rename(f"n{index}_of_other_name")
+    if canonical(run.again(renamed).after) != canonical(run.after):
+        raise LawBroken("with other names of nodes the pass makes another graph")
+
+
+def annotations_preserved(run: Run) -> None:
+    """Nodes that stay keep their annotations, as long as graphs have any."""
+    if get_stage(run.after) is not Stage.ANNOTATED or get_stage(run.before) is not Stage.ANNOTATED:
+        return
+    now = {node.name: node for node in run.after.graph.nodes}
+    for node in run.before.graph.nodes:
+        old, new = get_annotation(node), now.get(node.name)
+        if old is None or new is None:
+            continue
+        kept = get_annotation(new)
+        if kept is None or _specs(kept) != _specs(old):
+            raise LawBroken(f"%{node.name} was annotated {_specs(old)} and is {kept and _specs(kept)}")
+
+
+def _specs(annotation: Any) -> list[str]:
+    specs = [*annotation.input_qspec_map.values(), annotation.output_qspec]
+    return [type(s).__name__ if hasattr(s, "edge_or_node") else repr(s) for s in specs]
+
+
+def one_observer_a_group(run: Run) -> None:
+    """Points have one observer if and only if they share one scale and zero point."""
+    if run.pass_.ensures is not Stage.OBSERVED:
+        return
+    now = {node.name: node for node in run.after.graph.nodes}
+    observer_of: dict[int, Any] = {}
+    group_of: dict[int, int] = {}
+    for group in resolve_sharing(run.before.graph).groups:
+        for point in group.points:
+            if isinstance(point, Node):
+                continue
+            reader, source = now.get(owner_of(point).name), tensor_of(point).name
+            observer = None if reader is None else _observer_between(run.after, source, reader)
+            if observer is None:
+                continue
+            if observer_of.setdefault(group.index, observer) is not observer:
+                raise LawBroken(f"the points of group {group.index} have two observers: {group}")
+            if group_of.setdefault(id(observer), group.index) != group.index:
+                raise LawBroken(f"groups {group_of[id(observer)]} and {group.index} have one observer")
+
+
+def _observer_between(gm: GraphModule, source: str, reader: Node) -> Any:
+    """The observer that ``reader`` reads the value of ``source`` through."""
+    for node in reader.all_input_nodes:
+        found, at = None, node
+        while at.op == "call_module" and is_observer(module := find_attribute(gm, str(at.target))):
+            found = module if found is None else found
+            at = at.args[0]
+            assert isinstance(at, Node)
+        if at.name == source:
+            return found
+    return None
+
+
+def text_reads_back(run: Run) -> None:
+    """Written down and read back, the graph is the same."""
+    try:
+        text = to_text(run.after)
+        again = parse(text, to_tensors(run.after))
+    except UnsupportedError:
+        return  # weights packed for a kernel cannot be written down
+    if to_text(again) != text or canonical(again) != canonical(run.after):
+        raise LawBroken("the graph that is read back from its text is another one")
+
+
+def report_honest(run: Run) -> None:
+    """The pass says that it changed something exactly if it did."""
+    if run.pass_.ensures is not None or run.before.meta.keys() != run.after.meta.keys():
+        return
+    if run.said and not run.change.changed:
+        raise LawBroken("the pass said that it changed the graph, and it did not")
+
+
+LAWS: Final[tuple[Law, ...]] = (
+    stage_verified,
+    meaning_kept,
+    runs,
+    metadata_true,
+    idempotent,
+    deterministic,
+    blind_to_names,
+    annotations_preserved,
+    one_observer_a_group,
+    text_reads_back,
+    report_honest,
+)
+"""All laws. That the caller's graph and tensors stay as they are, and that a change is not concealed, is
+checked by the pass manager in every run."""

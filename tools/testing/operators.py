@@ -1,0 +1,237 @@
+"""What programs compute with: one function an operator, which writes its nodes or finds that it does not fit.
+
+Among them are the structures that rewrites look for (convolution → BatchNorm → activation), and what tends to
+break them: constants read twice, writes in place, integers, scalars, tuples, values that are read again.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+import torch
+from torch.fx import Graph, Node
+
+__all__ = ["OPERATORS", "QUANTIZABLE", "Registers"]
+
+_aten = torch.ops.aten
+
+
+class Registers(Protocol):
+    """What an operator writes with."""
+
+    graph: Graph
+    is_training: bool
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """A call of ``target``."""
+        ...
+
+    def constant(self, name: str, value: torch.Tensor, *, is_parameter: bool = False) -> Node:
+        """A parameter or buffer of the module of this step."""
+        ...
+
+    def read_again(self, constant: Node) -> Node:
+        """Another read of a constant."""
+        ...
+
+    def random(self, *shape: int) -> torch.Tensor:
+        """Normal numbers."""
+        ...
+
+
+Emit: TypeAlias = Callable[[Registers, Node, Node, int], "Node | Sequence[Node] | None"]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _is_float(*nodes: Node) -> bool:
+    return all(node.meta["val"].is_floating_point() for node in nodes)
+
+
+def _unary(*variants: tuple[Any, ...]) -> Emit:
+    def emit(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+        target, *arguments = variants[option % len(variants)]
+        return to.call(target, x, *arguments) if _is_float(x) else None
+
+    return emit
+
+
+def _binary(*targets: Any) -> Emit:
+    def emit(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+        # Of other shape it is the first twice, which rewrites have to see through as well.
+        y = y if _shape(x) == _shape(y) else x
+        return to.call(targets[option % len(targets)], x, y) if _is_float(x, y) else None
+
+    return emit
+
+
+def _scalar(to: Registers, x: Node, _: Node, option: int) -> Node:
+    target, value = ((_aten.add.Tensor, 2), (_aten.mul.Tensor, 3), (_aten.add.Tensor, 0.5))[option % 3]
+    return to.call(target, x, value)
+
+
+def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+    if not _is_float(x, y) or x.op != "call_function":
+        return None
+    if option % 2 or _shape(x) != _shape(y):
+        return to.call(_aten.relu_.default, x)
+    return to.call(_aten.add_.Tensor, x, y)
+
+
+def _to_integers(to: Registers, x: Node, _: Node, option: int) -> Node:
+    return to.call(_aten.to.dtype, x, (torch.int32, torch.int64)[option % 2])
+
+
+def _weighted(to: Registers, weight: torch.Tensor, option: int) -> tuple[Node, Node | None]:
+    """Weight and bias; in some variants without bias."""
+    bias = to.constant("bias", to.random(weight.shape[0]), is_parameter=True) if option % 3 else None
+    return to.constant("weight", weight, is_parameter=True), bias
+
+
+def _linear(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    if not _is_float(x) or not _shape(x) or not _shape(x)[-1]:
+        return None
+    weight, bias = _weighted(to, to.random(1 + option % 4, _shape(x)[-1]), option)
+    return to.call(_aten.linear.default, x, weight, bias)
+
+
+_CONVOLUTIONS: Final = {
+    3: (_aten.conv1d.default, _aten.conv1d.padding),
+    4: (_aten.conv2d.default, _aten.conv2d.padding),
+}
+
+
+def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    shape = _shape(x)
+    if not _is_float(x) or len(shape) not in _CONVOLUTIONS or not shape[1]:
+        return None
+    window = len(shape) - 2
+    kernel = 1 + option % 3
+    groups = shape[1] if option % 5 == 4 else 1
+    if min(shape[2:]) < kernel:
+        return None
+    outputs = groups * (1 + option % 2)
+    weight, bias = _weighted(to, to.random(outputs, shape[1] // groups, *[kernel] * window), option)
+    plain, padded = _CONVOLUTIONS[len(shape)]
+    if option % 7 == 6:
+        return to.call(padded, x, weight, bias, [1] * window, "same", [1] * window, groups)
+    stride, padding = [1 + option % 2] * window, [option % 2] * window
+    # Export leaves out what is at its default.
+    last = (groups,) if groups > 1 else ()
+    return to.call(plain, x, weight, bias, stride, padding, *([[1] * window, *last] if last else []))
+
+
+def _convolution_again(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    """The last convolution or linear once more, with the same weight and bias: a module called twice."""
+    for node in reversed(to.graph.nodes):
+        if node.target in QUANTIZABLE and _shape(node.args[0]) == _shape(x) and _is_float(x):
+            weight, bias = node.args[1:3]
+            bias = bias if bias is None or option % 2 else to.read_again(bias)
+            return to.call(node.target, x, to.read_again(weight), bias, *node.args[3:])
+    return None
+
+
+def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    shape = _shape(x)
+    if not _is_float(x) or len(shape) < 2 or not shape[1]:
+        return None
+    if to.is_training and math.prod(shape) <= shape[1]:
+        return None  # torch refuses one value a channel
+    channels = shape[1]
+    affine = [to.constant(n, to.random(channels), is_parameter=True) for n in ("gamma", "beta")]
+    mean = to.constant("running_mean", to.random(channels))
+    variance = to.constant("running_var", to.random(channels).abs() + 0.1)
+    eps = (1e-5, 1e-3, 0.1)[option % 3]
+    affine = [None, None] if option % 5 == 4 else affine
+    return to.call(_aten.batch_norm.default, x, *affine, mean, variance, to.is_training, 0.1, eps, True)
+
+
+def _block(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+    """A convolution (or linear), a BatchNorm behind it, and mostly a ReLU."""
+    convolution = _convolution(to, x, y, option) or _linear(to, x, y, option)
+    norm = None if convolution is None else _batch_norm(to, convolution, y, option)
+    return norm if norm is None or option % 4 == 3 else to.call(_aten.relu.default, norm)
+
+
+def _pool(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    shape = _shape(x)
+    if not _is_float(x) or len(shape) != 4 or min(shape[1:]) < 2:
+        return None
+    if option % 3 == 2:
+        return to.call(_aten.adaptive_avg_pool2d.default, x, [1, 1])
+    target = (_aten.max_pool2d.default, _aten.avg_pool2d.default)[option % 3]
+    return to.call(target, x, [2, 2], [1 + option % 2] * 2)
+
+
+def _join(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+    if not _is_float(x, y) or not _shape(x):
+        return None
+    y = y if _shape(x) == _shape(y) else x
+    return to.call(_aten.cat.default, [x, y, x][: 2 + option % 2], option % len(_shape(x)))
+
+
+def _split(to: Registers, x: Node, _: Node, option: int) -> Sequence[Node] | None:
+    if not _is_float(x) or not _shape(x) or _shape(x)[-1] < 2:
+        return None
+    parts = to.call(_aten.chunk.default, x, 2, -1)
+    return [to.call(operator.getitem, parts, i) for i in range(2)]
+
+
+def _move(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    rank = len(_shape(x))
+    if rank < 2:
+        return None
+    match option % 5:
+        case 0:
+            return to.call(_aten.flatten.using_ints, x, 1)
+        case 1:
+            return to.call(_aten.transpose.int, x, 0, rank - 1)
+        case 2:
+            return to.call(_aten.reshape.default, x, [_shape(x)[0], math.prod(_shape(x)[1:])])
+        case 3:
+            return to.call(_aten.slice.Tensor, x, rank - 1, 0, 1)
+        case _:
+            return to.call(_aten.unsqueeze.default, x, 0) if rank < 4 else None
+
+
+QUANTIZABLE: Final = (
+    _aten.linear.default,
+    *(target for targets in _CONVOLUTIONS.values() for target in targets),
+)
+"""The operators that read a weight."""
+
+OPERATORS: Final[dict[str, Emit]] = {
+    "relu": _unary((_aten.relu.default,), (_aten.hardtanh.default, -1.0, 1.0), (_aten.relu6.default,)),
+    "unary": _unary(
+        (_aten.sigmoid.default,),
+        (_aten.tanh.default,),
+        (_aten.gelu.default,),
+        (_aten.hardswish.default,),
+        (_aten.softmax.int, -1),
+    ),
+    "identity": _unary(
+        (_aten.dropout.default, 0.5, False),
+        (_aten.detach.default,),
+        (_aten.alias.default,),
+        (_aten.clone.default,),
+        (_aten.contiguous.default,),
+    ),
+    "binary": _binary(_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor),
+    "scalar": _scalar,
+    "in_place": _in_place,
+    "to_integers": _to_integers,
+    "linear": _linear,
+    "convolution": _convolution,
+    "again": _convolution_again,
+    "batch_norm": _batch_norm,
+    "block": _block,
+    "pool": _pool,
+    "join": _join,
+    "split": _split,
+    "move": _move,
+}

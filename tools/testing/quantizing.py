@@ -1,0 +1,136 @@
+"""A quantizer whose annotations are drawn: any spec at any point, shared or not."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ...ir.annotation import QuantizationAnnotation, set_annotation
+from ...ir.observers import (
+    FakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+)
+from ...ir.quantizer import Quantizer
+from ...ir.specs import QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
+from .operators import QUANTIZABLE
+
+__all__ = ["ACTIVATIONS", "WEIGHTS", "Choices", "DrawnQuantizer"]
+
+
+def _activation(
+    dtype: torch.dtype, low: int, high: int, qscheme: torch.qscheme = torch.per_tensor_affine
+) -> QuantizationSpec:
+    return QuantizationSpec(dtype, MinMaxObserver, low, high, qscheme)
+
+
+def _weight(qscheme: torch.qscheme, low: int = -128) -> QuantizationSpec:
+    if qscheme in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return QuantizationSpec(torch.int8, MinMaxObserver, low, 127, qscheme)
+    return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, low, 127, qscheme, 0)
+
+
+ACTIVATIONS: Final = (
+    None,
+    _activation(torch.uint8, 0, 127),
+    _activation(torch.int8, -128, 127),
+    _activation(torch.int8, -127, 127, torch.per_tensor_symmetric),
+    QuantizationSpec(torch.uint8, PlaceholderObserver, 0, 255, torch.per_tensor_affine, is_dynamic=True),
+)
+"""What an activation may be given; the first leaves it float."""
+WEIGHTS: Final = (
+    None,
+    _weight(torch.per_channel_symmetric),
+    _weight(torch.per_tensor_affine),
+    _weight(torch.per_channel_affine, -127),
+)
+"""The same of a weight."""
+
+_TRAINED: Final = {
+    MinMaxObserver: MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver: MovingAveragePerChannelMinMaxObserver,
+}
+
+
+@attrs.frozen
+class Choices:
+    """How one operator is annotated.
+
+    Args:
+        activation: index into :data:`ACTIVATIONS`, of what it reads.
+        weight: index into :data:`WEIGHTS`.
+        output: index into :data:`ACTIVATIONS`; -1 for what its first input has, shared.
+        shares: whether its inputs may share with other points of their tensors.
+    """
+
+    activation: int = 0
+    weight: int = 0
+    output: int = 0
+    shares: bool = True
+
+
+@attrs.frozen
+class DrawnQuantizer(Quantizer):
+    """Annotates the operators of a graph in turn with ``choices``, over and over.
+
+    Only float tensors are annotated. With ``is_qat`` specs have fake quantizers in place of observers.
+    """
+
+    choices: tuple[Choices, ...] = attrs.field(default=(), converter=tuple)
+    is_qat: bool = False
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate in place."""
+        index = 0
+        for node in model.graph.nodes:
+            if self.choices and node.op == "call_function" and _is_float(node):
+                self._annotate(node, self.choices[index % len(self.choices)])
+                index += 1
+        return model
+
+    def _annotate(self, node: Node, choices: Choices) -> None:
+        weight = node.args[1] if node.target in QUANTIZABLE else None
+        bias = node.args[2] if node.target in QUANTIZABLE and len(node.args) > 2 else None
+        activation = self._spec(ACTIVATIONS[choices.activation % len(ACTIVATIONS)])
+        if activation is not None and activation.is_dynamic and any(map(_is_empty, node.all_input_nodes)):
+            activation = None  # torch finds no range of nothing, and says so when the model runs
+        of_weight = self._spec(WEIGHTS[choices.weight % len(WEIGHTS)])
+        inputs: dict[Node, QuantizationSpecBase | None] = {
+            source: of_weight if source is weight else activation
+            for source in node.all_input_nodes
+            if _is_float(source) and source is not bias and (source is weight or source.op != "get_attr")
+        }
+        output: QuantizationSpecBase | None = None
+        first = node.args[0] if node.args else None
+        if choices.output >= 0:
+            output = self._spec(ACTIVATIONS[choices.output % len(ACTIVATIONS)])
+        elif isinstance(first, Node) and inputs.get(first) is not None:
+            output = SharedQuantizationSpec((first, node))
+        # What is found at run time cannot be shared: it has no observer that could be.
+        if any(isinstance(s, QuantizationSpec) and s.is_dynamic for s in (*inputs.values(), output)):
+            output = None
+        set_annotation(node, QuantizationAnnotation(inputs, output, choices.shares))
+
+    def _spec(self, spec: QuantizationSpec | None) -> QuantizationSpec | None:
+        if spec is None or not self.is_qat:
+            return spec
+        observer = _TRAINED.get(spec.observer_or_fake_quant_ctr)  # pyright: ignore[reportArgumentType]
+        if observer is None:
+            return None
+        return attrs.evolve(spec, observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=observer))
+
+
+def _is_empty(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.numel()
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

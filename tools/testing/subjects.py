@@ -1,0 +1,117 @@
+"""What a pass is tried on: a generated graph, brought to where the pass runs in a flow."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import attrs
+from torch.fx import GraphModule
+
+from ...backends.base import Backend
+from ...backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
+from ...errors import PassFailedError, StageError
+from ...ir.clone import clone_graph_module
+from ...ir.stages import Stage, get_stage
+from ...passes import Pass, PassContext, PassManager, Pipeline, ReferenceRepresentation
+from .programs import Program, build, example_inputs
+from .quantizing import Choices, DrawnQuantizer
+
+__all__ = ["BROKEN", "Subject", "bring", "forget", "place_of"]
+
+BROKEN = (PassFailedError, StageError)
+"""Errors that a pass does not raise of its own accord: it broke, or left a broken graph."""
+
+
+@attrs.frozen
+class Subject:
+    """A generated graph and how it is quantized.
+
+    Args:
+        program: the float graph.
+        choices: the annotations of its operators, in turn.
+    """
+
+    program: Program = attrs.field(factory=Program)
+    choices: tuple[Choices, ...] = attrs.field(default=(), converter=tuple)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Inputs of the graph."""
+        return example_inputs(self.program)
+
+    def context(self, backend: Backend | None = None) -> PassContext:
+        """What passes need besides the graph."""
+        quantizer = DrawnQuantizer(self.choices, is_qat=self.program.is_training)
+        return PassContext(quantizer=quantizer, patterns=() if backend is None else backend.patterns)
+
+
+def _flow(is_training: bool, backend: Backend | None) -> tuple[Pass, ...]:
+    prepare = PREPARE_QAT if is_training else PREPARE
+    lower = () if backend is None or backend.lower is None else backend.lower.passes
+    return (*prepare, *CONVERT, *(lower or (ReferenceRepresentation(),)))
+
+
+def place_of(pass_: Pass, *, is_training: bool, backend: Backend | None) -> tuple[Pass, ...]:
+    """The passes that run before ``pass_``.
+
+    Those before it in the flow of post-training quantization (or of training); for a pass that is in neither,
+    those that first bring a normalized graph to a stage it runs at.
+    """
+    passes = _flow(is_training, backend)
+    names = [p.name for p in passes]
+    if pass_.name in names:
+        return passes[: names.index(pass_.name)]
+    stage = Stage.FLOAT
+    for index, each in enumerate(passes):
+        stage = each.ensures or stage
+        if stage in pass_.requires:
+            return passes[: index + 1]
+    wanted = ", ".join(sorted(stage.name for stage in pass_.requires))
+    raise StageError(
+        f"no graph can be generated for the pass {pass_.name}: it runs at {wanted}",
+        hint="lowered graphs need a backend: check(pass_, backend=get_backend(…))",
+    )
+
+
+def bring(subject: Subject, passes: tuple[Pass, ...], backend: Backend | None = None) -> GraphModule:
+    """The graph of ``subject`` behind ``passes``, calibrated when it is prepared. It is not to be changed.
+
+    Raises:
+        LowbitError: what a pass raised.
+    """
+    gm, _ = _brought(subject, passes, backend)
+    return gm
+
+
+@functools.lru_cache(maxsize=8192)
+def _brought(
+    subject: Subject, passes: tuple[Pass, ...], backend: Backend | None
+) -> tuple[GraphModule, PassContext]:
+    """One pass on top of those before, which are known where the pass before was tried on the same graph."""
+    if not passes:
+        return build(subject.program), subject.context(backend)
+    gm, context = _brought(subject, passes[:-1], backend)
+    gm = PassManager(()).run(gm, Pipeline(passes[-1:]), context)
+    if passes[-1].ensures is Stage.OBSERVED:
+        calibrate(gm, subject)
+    return gm, context
+
+
+def forget() -> None:
+    """Forget all graphs: the passes are others now."""
+    _brought.cache_clear()
+
+
+def calibrate(gm: GraphModule, subject: Subject) -> None:
+    """Show a prepared graph two batches."""
+    assert get_stage(gm) is Stage.OBSERVED
+    for index in range(2):
+        gm(*example_inputs(subject.program, index))
+
+
+def copy_of(gm: GraphModule) -> GraphModule:
+    """A copy that may be run: what the graph writes into is its own."""
+    copy = clone_graph_module(gm)
+    copy.recompile()
+    return copy
