@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
 from torch.fx.graph import PythonCode
@@ -16,7 +17,16 @@ __all__ = ["ExportedGraphModule", "check_trainable", "let_train_and_eval_switch"
 
 
 class ExportedGraphModule(GraphModule):
-    """A graph module whose ``train`` and ``eval`` do what they say, also after ``copy.deepcopy``."""
+    """A graph module whose ``train`` and ``eval`` do what they say, also after ``copy.deepcopy``.
+
+    ``pickle`` and ``torch.save`` keep it whole, at every stage: see :mod:`lowbit.ir.text.pickling`.
+    """
+
+    reduce: ClassVar[Callable[[GraphModule], tuple[Any, ...]]]
+    """What pickles such a module; put here by :mod:`lowbit.ir.text.pickling`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExportedGraphModule.reduce(self)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the graph to training or evaluation, and with it the fake quantizers.

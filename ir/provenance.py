@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .meta import ID_KEY, NEXT_ID_KEY, ORIGIN_KEY
-from .snapshot import NodeRecord, Snapshot
+from .snapshot import Snapshot
 
 __all__ = ["identify_new_nodes", "identify_nodes"]
 
@@ -46,12 +46,12 @@ class _Identification:
         self.pass_name = pass_name
 
     def nodes_of(self, now: Snapshot, before: Snapshot | None) -> None:
-        known: dict[Node, NodeRecord] = {} if before is None else before.records
+        known = {} if before is None else before.records
         # Most passes touch few nodes of many, so this one line is what identity costs.
         unsettled = [
             node
             for node, record in now.records.items()
-            if (old := known.get(node)) is not record and (old is None or old.id != record.id)
+            if (old := known.get(node)) is None or old.id != record.id
         ]
         if unsettled:
             taken = {old.id for node, old in known.items() if node in now.records}

@@ -119,22 +119,6 @@ def _record(node: Node) -> NodeRecord:
     )
 
 
-def _is_current(record: NodeRecord, node: Node) -> bool:
-    """Whether ``record``, which was made of ``node``, would be made again; may say no where it would."""
-    name, op, target, args, kwargs, annotation, groups, kernel, identity = record
-    if args is not node.args or kwargs is not node.kwargs or target is not node.target or name != node.name:
-        return False
-    meta = node.meta
-    return (
-        annotation is None
-        and ANNOTATION_KEY not in meta
-        and identity == meta.get(ID_KEY)
-        and groups is meta.get(GROUPS_KEY)
-        and kernel is meta.get(KERNEL_KEY)
-        and op == node.op
-    )
-
-
 class _Attribute(NamedTuple):
     """What the graph refers to, as it was: which object, its tensors, how often each was written to.
 
@@ -173,16 +157,13 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
 
 
-def _attribute(value: object | None, before: _Attribute | None) -> _Attribute | None:
+def _attribute(value: object | None) -> _Attribute | None:
     if value is None:
         return None
     if isinstance(value, torch.Tensor):
-        version = _version(value)
-        if before is not None and before.value is value and before.versions[0] == version:
-            return before
-        return _Attribute(value, (value,), (version,), None)
+        return _Attribute(value, (value,), (_version(value),), None)
     if isinstance(value, GraphModule):
-        return _Attribute(value, (), (), take_snapshot(value, None if before is None else before.graph))
+        return _Attribute(value, (), (), take_snapshot(value))
     tensors: list[torch.Tensor] = []
     if isinstance(value, torch.nn.Module):
         # By hand, since parameters() and buffers() take ten times as long.
@@ -212,9 +193,8 @@ class Snapshot:
             return False
         if list(self.records) != list(other.records):
             return False
-        for one, another in zip(self.records.values(), other.records.values(), strict=True):
-            if one is not another and not one.same_as(another):
-                return False
+        if not all(map(NodeRecord.same_as, self.records.values(), other.records.values())):
+            return False
         return not any(True for _ in changed_attributes(self, other))
 
     def lines(self) -> Iterator[str]:
@@ -227,26 +207,12 @@ class Snapshot:
         return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()
 
 
-def take_snapshot(gm: GraphModule, before: Snapshot | None = None) -> Snapshot:
-    """The snapshot of ``gm`` now. Subgraphs of ``cond`` and the like are part of it.
-
-    Args:
-        gm: a graph module.
-        before: an earlier snapshot of it; what did not change since is taken from there, which is faster.
-    """
-    known = {} if before is None else before.records
-    records: dict[Node, NodeRecord] = {}
-    targets: set[str] = set()
-    for node in gm.graph.nodes:
-        record = known.get(node)
-        if record is None or not _is_current(record, node):
-            record = _record(node)
-        records[node] = record
-        if record[1] in _REFERRING:
-            targets.add(record[2])
-    earlier = {} if before is None else before.attributes
+def take_snapshot(gm: GraphModule) -> Snapshot:
+    """The snapshot of ``gm`` now. Subgraphs of ``cond`` and the like are part of it."""
+    records = {node: _record(node) for node in gm.graph.nodes}
+    targets = {r.target for r in records.values() if r.op in _REFERRING}
     find = AttributeFinder(gm).find
-    return Snapshot(records, {t: _attribute(find(t), earlier.get(t)) for t in sorted(targets)})
+    return Snapshot(records, {t: _attribute(find(t)) for t in sorted(targets)})
 
 
 def changed_attributes(before: Snapshot, after: Snapshot) -> Iterator[str]:

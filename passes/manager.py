@@ -89,7 +89,7 @@ class PassManager:
         seconds = time.perf_counter() - started
         if pass_.ensures is not None:
             set_stage(work, pass_.ensures)
-        after = take_snapshot(work, before)
+        after = take_snapshot(work)
         identify_new_nodes(work, before, after, pass_.name)
         change = Change(index=index, before=before, after=after, seconds=seconds)
         _check_report(change, said_changed)

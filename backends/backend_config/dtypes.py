@@ -240,7 +240,7 @@ def _violation(what: str, observed: Observed, taken: DTypeWithConstraints) -> Re
     if smallest is not None and grid.smallest_scale < smallest:
         return Refused(
             "scale-too-small",
-            f"the {what}'s scale may be as small as {grid.smallest_scale}, the backend takes {smallest} and more",
+            f"the {what}'s scale may be {grid.smallest_scale}, the backend takes {smallest} and more",
         )
     if taken.scale_exact_match is not None:
         fixed = observed.spec

@@ -47,7 +47,19 @@ class QConv:
             return with_post_operator(call, target, arguments, self.post)
         # Only with two dimensions does the kernel clamp.
         result = call.graph.call_function(target, (*arguments, *post_arguments(call, self.post)))
+        if _may_be_empty_line(call):
+            # One dimension is computed as two, and of an empty batch the kernel gives both.
+            result = call.graph.call_function(_aten.flatten.using_ints, (result, 2, -1))
         return clamped(call, result)
+
+
+def _may_be_empty_line(call: KernelCall) -> bool:
+    """Whether the convolution is of one dimension, and its batch may be empty."""
+    if call.nodes[0].target is not _aten.conv1d.default:
+        return False
+    value = call.output.meta.get("val")
+    batch = value.shape[0] if isinstance(value, torch.Tensor) else None
+    return not (isinstance(batch, int) and batch > 0)
 
 
 @attrs.frozen

@@ -64,7 +64,11 @@ class QLinearAdd:
 
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
-        arguments = (*_head(call), call.float("other"), call.float("bias"), *output_arguments(call))
+        head = _head(call)
+        # Of other layouts the kernel takes the numbers in the wrong order. Where it is dense, this is free.
+        dense = {"memory_format": torch.contiguous_format}
+        other = call.graph.call_function(_aten.contiguous.default, (call.float("other"),), dense)
+        arguments = (*head, other, call.float("bias"), *output_arguments(call))
         post = post_arguments(call, self.post)
         result = call.graph.call_function(_qlinear.binary, (*arguments, 1.0, 0, "add", 1.0, *post))
         return _in_full_shape(call, clamped(call, result))

@@ -119,9 +119,10 @@ def quantize_dequantize(
 
 
 def _along_channels(qparam: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
-    """``qparam`` in a shape that broadcasts along the channel axis of ``x``; per tensor as it is."""
+    """``qparam`` as it broadcasts along the channel axis of ``x``; without dimensions per tensor."""
     if ch_axis is None:
-        return qparam
+        # Of shape [1] it would give a tensor without dimensions one.
+        return qparam.view(())
     shape = [1] * x.dim()
     shape[ch_axis] = -1
     return qparam.view(shape)

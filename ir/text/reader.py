@@ -23,7 +23,7 @@ from .symbols import Interval, Symbol, read_end
 from .tensors import Placement, Stored, from_stored
 from .trees import Call, Entry, Items, Literal, Name, TensorType, Tree
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_around"]
 
 
 def parse(text: str, tensors: Mapping[str, torch.Tensor] | None = None) -> GraphModule:
@@ -42,16 +42,28 @@ def parse(text: str, tensors: Mapping[str, torch.Tensor] | None = None) -> Graph
     Raises:
         GraphTextError: ``text`` does not parse, or names what there is not; says line and column.
     """
-    return _Builder(Statements(text), {} if tensors is None else tensors).build()
+    return _Builder(Statements(text), stored={} if tensors is None else tensors).build()
+
+
+def parse_around(text: str, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
+    """As :func:`parse`, with ``tensors``, by dotted path, as they are rather than copies."""
+    return _Builder(Statements(text), given=tensors).build()
 
 
 class _Builder:
-    """Makes everything that the statements name."""
+    """Makes everything that the statements name; of the tensors, what is ``given`` is used as it is."""
 
-    def __init__(self, text: Statements, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        text: Statements,
+        *,
+        stored: Mapping[str, torch.Tensor] | None = None,
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.text = text
         self.value = ValueReader(text.source)
-        self.stored = tensors
+        self.stored = {} if stored is None else stored
+        self.given = given
 
     def build(self) -> GraphModule:
         for name, at, call in self.text.symbols:
@@ -179,6 +191,8 @@ class _Builder:
                 pass
             case _:
                 raise self.value.error(call, "this is no tensor", f"write {call.name}(f32[2, 3])")
+        if self.given is not None:
+            return self.given[path]
         keywords = {name: self.value.read(tree) for name, tree in call.keywords}
         same = keywords.get("same")
         if same is not None:

@@ -88,6 +88,15 @@ class ValueWriter:
         self.specs: dict[str, int] = {}
         self.nodes: Mapping[Node, object] = {}
         """The nodes that may be referred to: those of the graph that is being written."""
+        self.imports: dict[str, None] = {}
+        """The Python modules of what was written by name."""
+
+    def reference(self, value: Any) -> str | None:
+        """``module:qualified.name`` of a function, class or member of an enumeration; None if it has none."""
+        name = name_reference(value)
+        if name is not None:
+            self.imports.setdefault(name.partition(":")[0])
+        return name
 
     def write(self, value: Any) -> str:
         """The text of ``value``.
@@ -181,7 +190,7 @@ class ValueWriter:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = dataclasses.fields(value)
             return self._record(value, {f.name: getattr(value, f.name) for f in fields if f.init})
-        reference = name_reference(value)
+        reference = self.reference(value)
         if reference is not None:
             return reference
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -193,7 +202,7 @@ class ValueWriter:
         raise NoTextError(f"a {kind} is not plain data")
 
     def _record(self, value: Any, fields: dict[str, Any]) -> str:
-        reference = name_reference(type(value))
+        reference = self.reference(type(value))
         if reference is None:
             raise NoTextError(f"{type(value).__qualname__} is not defined at the top level of a module")
         inside = self._arguments((), fields)

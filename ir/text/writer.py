@@ -20,14 +20,14 @@ from ..stages import get_stage
 from .exported import checks_inputs, guards_as_graph, is_guards, read_signature
 from .modules import FoundTensor, Submodule, own_state, submodules, tensors_of
 from .places import PLACE_KEYS, Places
-from .references import name_operator, name_reference
+from .references import name_operator
 from .statements import FORMAT
 from .structures import write_structure
 from .symbols import write_end
 from .tensors import Placement, as_stored, place_tensors
 from .values import NoTextError, ValueWriter, key, node_name, path, quoted
 
-__all__ = ["to_tensors", "to_text"]
+__all__ = ["Parts", "take_apart", "to_tensors", "to_text"]
 
 _log = logging.getLogger("lowbit.ir.text")
 
@@ -66,6 +66,31 @@ def to_tensors(gm: GraphModule) -> dict[str, torch.Tensor]:
     """
     writer = _Writer(_checked(gm))
     return as_stored(writer.named_tensors, writer.placements)
+
+
+@attrs.frozen
+class Parts:
+    """A graph module taken apart.
+
+    Args:
+        text: as of :func:`to_text`.
+        tensors: the tensors of the module itself, by every dotted path they have.
+        imports: the Python modules that must be loaded to read the text.
+    """
+
+    text: str
+    tensors: Mapping[str, torch.Tensor]
+    imports: tuple[str, ...]
+
+
+def take_apart(gm: GraphModule) -> Parts:
+    """``gm`` as its text and its own tensors.
+
+    Raises:
+        UnsupportedError: as :func:`to_text`.
+    """
+    writer = _Writer(gm)
+    return Parts(writer.text(), dict(writer.named_tensors), tuple(writer.value.imports))
 
 
 def _checked(gm: object) -> GraphModule:
@@ -180,7 +205,7 @@ class _Writer:
             case "call_method":
                 return f".{target}({arguments})"
             case _:
-                name = name_operator(target) or name_reference(target)
+                name = name_operator(target) or self.value.reference(target)
                 if name is None:
                     raise NoTextError(f"it calls {target!r}, which cannot be found by name")
                 return f"{name}({arguments})"
@@ -261,7 +286,7 @@ class _Writer:
         elif type(module) is torch.nn.Module:
             kind = "container"
         else:
-            kind = name_reference(type(module))
+            kind = self.value.reference(type(module))
             if kind is None:
                 raise NoTextError(
                     f"it is a {type(module).__qualname__}, which cannot be found by name: define it at the "

@@ -251,7 +251,8 @@ def test_quantization_aware_training(tmp_path: Path):
     assert torch.equal(prepared_model(images), quantized_model(images))
 
 
-def test_x86_backend_through_inductor():
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_x86_backend_through_inductor(is_dynamic):
     class M(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -269,9 +270,12 @@ def test_x86_backend_through_inductor():
 
     # Step 2. quantization-aware training
     # Use Backend Quantizer for X86 CPU
+    # To apply dynamic quantization, add an argument ``is_dynamic=True`` when getting the config.
     quantizer = X86InductorQuantizer()
     # reduce_range: what CPUs without VNNI need.
-    config = xiq.get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=not xiq.has_vnni())
+    config = xiq.get_default_x86_inductor_quantization_config(
+        is_qat=True, is_dynamic=is_dynamic, reduce_range=not xiq.has_vnni()
+    )
     quantizer.set_global(config)
     prepared_model = prepare_qat_pt2e(exported_model, quantizer)
 

@@ -4,8 +4,8 @@ In a test file, one line::
 
     test_my_backend = conformance_test(MY_BACKEND)
 
-Each operator pattern is made a small model, which goes through the backend's pipelines under every preset. What
-comes of it is held against what the declarations say: roles, sharing, dtypes, kernels, and numbers.
+Each operator pattern is made a small model, which goes through the backend's pipelines under every preset.
+What comes of it is held against what the declarations say: roles, sharing, dtypes, kernels, and numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Check", "check_backend", "conformance_test"]
 
 @attrs.frozen(eq=False)
 class Check:
-    """One property of a backend; calling it raises AssertionError, with what was found, where it does not hold.
+    """One property of a backend.
 
     Args:
         name: the property, and the operator pattern where it is one of a pattern.
-        run: looks.
+        run: looks; raises AssertionError, with what was found, where the property does not hold.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import warnings
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from ...backends.composable import ComposableQuantizer
 from ...calibration import calibrate
 from ...errors import NothingQuantizedWarning, SaturationWarning
 from ...export_utils import move_exported_model_to_eval
-from ...ir.ledger import Decision, Ledger
+from ...ir.annotation import QuantizationAnnotation, get_annotation
+from ...ir.ledger import Decision
 from ...ir.location import module_path
 from ...ir.quantizer import Quantizer
 from ...ir.specs import QuantizationConfig
 from ...matchers.operator_pattern import Mode, OperatorPattern
-from ...passes import PassContext, PassManager
+from ...passes import Pass, PassContext, PassManager
+from ...passes.instruments import Change
 from ...quantize_pt2e import convert_pt2e, decisions, lower_pt2e, prepare_pt2e, prepare_qat_pt2e
 from .zoo import Branch, ReaderQuantizer, Zoo, zoo_of
 
@@ -34,7 +37,13 @@ __all__ = ["Flows", "Run"]
 class Configurable(Protocol):
     """What the kit asks of a backend's quantizer."""
 
-    def set_global(self, quantization_config: QuantizationConfig | None) -> Any: ...  # noqa: D102
+    def set_global(self, quantization_config: QuantizationConfig | None) -> Any:
+        """Configure all operators."""
+        ...
+
+    def set_module_name(self, module_name: str, quantization_config: QuantizationConfig | None) -> Any:
+        """Configure the operators of one module."""
+        ...
 
 
 @attrs.frozen(eq=False)
@@ -44,7 +53,7 @@ class Run:
     Args:
         preset: the preset.
         config: its configuration.
-        annotated: the graph behind the ``annotate`` pass.
+        annotations: of the graph behind the ``annotate`` pass, by module path.
         converted: the Q/DQ graph.
         lowered: the lowered graph, None where another program takes it.
         results: what converted and lowered models return; None where there is nothing to run here.
@@ -52,7 +61,7 @@ class Run:
 
     preset: Preset
     config: QuantizationConfig
-    annotated: GraphModule
+    annotations: dict[str, list[tuple[Node, QuantizationAnnotation]]]
     converted: GraphModule
     lowered: GraphModule | None
     converted_results: tuple[tuple[Tensor, ...], ...]
@@ -77,17 +86,40 @@ class Run:
         return self._of_branches.get((stage, branch.path), [])
 
     @functools.cached_property
-    def _nodes(self) -> dict[tuple[str, str], list[Node]]:
-        found: dict[tuple[str, str], list[Node]] = {}
-        for stage in ("annotated", "converted"):
-            for node in getattr(self, stage).graph.nodes:
-                if node.op == "call_function":
-                    found.setdefault((stage, module_path(node.meta)), []).append(node)
+    def _nodes(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.converted.graph.nodes:
+            if node.op == "call_function":
+                found.setdefault(module_path(node.meta), []).append(node)
         return found
 
-    def nodes(self, branch: Branch, stage: str) -> list[Node]:
-        """The operators of ``branch`` in a graph, without those of its reader."""
-        return self._nodes.get((stage, branch.path), [])
+    def operators(self, branch: Branch) -> list[Node]:
+        """The operators of ``branch`` in the converted graph, without those of its reader."""
+        return self._nodes.get(branch.path, [])
+
+    def has(self, branch: Branch) -> bool:
+        """Whether there is something of ``branch``: dropout is no operator in inference."""
+        return bool(self.operators(branch)) or branch.path in self.annotations
+
+
+@attrs.define
+class KeepAnnotations:
+    """An instrument that keeps what the ``annotate`` pass wrote, by module path."""
+
+    found: dict[str, list[tuple[Node, QuantizationAnnotation]]] = attrs.Factory(dict)
+
+    def before(self, pass_: Pass, gm: GraphModule) -> None:
+        """Nothing is there yet."""
+
+    def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:
+        """Copy the annotations; passes that follow change the graph, and not the nodes they name."""
+        if pass_.name != "annotate":
+            return
+        for node in gm.graph.nodes:
+            annotation = get_annotation(node)
+            if annotation is not None:
+                kept = attrs.evolve(annotation, input_qspec_map=dict(annotation.input_qspec_map))
+                self.found.setdefault(module_path(node.meta), []).append((node, kept))
 
 
 @attrs.frozen(eq=False)
@@ -102,9 +134,14 @@ class Flows:
         return zoo_of(self.backend.patterns)
 
     @functools.cached_property
+    def trained(self) -> GraphModule:
+        """The zoo as the patterns declare it, which may be in training mode, as that of dropout has to be."""
+        return self.zoo.export()
+
+    @functools.cached_property
     def exported(self) -> GraphModule:
-        """The zoo as it infers. Patterns may be declared in training mode, as dropout has to be."""
-        return move_exported_model_to_eval(self.zoo.export())
+        """The zoo as it infers."""
+        return move_exported_model_to_eval(copy.deepcopy(self.trained))
 
     @functools.cached_property
     def float_results(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -139,35 +176,41 @@ class Flows:
         """The table of capabilities by pattern and preset."""
         return {(cell.pattern, cell.preset): cell for cell in self.backend.capabilities()}
 
-    def quantizer(self, config: QuantizationConfig | None) -> Quantizer:
-        """The backend's quantizer with ``config``, behind the readers of the zoo."""
+    def quantizer(
+        self, config: QuantizationConfig | None, **by_module: QuantizationConfig | None
+    ) -> Quantizer:
+        """The backend's quantizer with ``config``, behind the readers of the zoo.
+
+        ``by_module`` has what applies to single branches: ``branches_3`` is the path ``branches.3``.
+        """
         own = self.backend.quantizer()
-        cast(Configurable, own).set_global(config)
+        configurable = cast(Configurable, own)
+        configurable.set_global(config)
+        for name, other in by_module.items():
+            configurable.set_module_name(name.replace("_", "."), other)
         is_static = config is not None and mode_of(config) is Mode.STATIC
         return ComposableQuantizer([ReaderQuantizer(config.input_activation if is_static else None), own])
 
-    def annotate(self, config: QuantizationConfig | None, model: GraphModule | None = None) -> GraphModule:
-        """The graph of ``model`` (of the zoo) behind the ``annotate`` pass."""
-        return self.annotate_noting(config, model)[0]
-
-    def annotate_noting(
-        self, config: QuantizationConfig | None, model: GraphModule | None = None
-    ) -> tuple[GraphModule, Ledger]:
-        """As :meth:`annotate`, with the decisions."""
-        context = PassContext(quantizer=self.quantizer(config))
+    def annotate(
+        self, quantizer: Quantizer, model: GraphModule | None = None
+    ) -> tuple[GraphModule, tuple[Decision, ...]]:
+        """The graph of ``model`` (of the zoo) behind the ``annotate`` pass, and the decisions."""
+        context = PassContext(quantizer=quantizer)
         passes = self.backend.prepare.until("annotate")
         with _quietly():
-            return PassManager().run(model or self.exported, passes, context), context.ledger
+            annotated = PassManager().run(model or self.exported, passes, context)
+        return annotated, context.ledger.decisions
 
     def _run(self, preset: Preset) -> Run:
         config, backend, inputs = preset.config(), self.backend, self.zoo.inputs
+        kept = KeepAnnotations()
         with _quietly(), torch.no_grad():
             if config.is_qat:
-                prepared = prepare_qat_pt2e(self.zoo.export(), self.quantizer(config))
+                prepared = prepare_qat_pt2e(self.trained, self.quantizer(config), instruments=(kept,))
                 prepared(*inputs)
                 move_exported_model_to_eval(prepared)
             else:
-                prepared = prepare_pt2e(self.exported, self.quantizer(config))
+                prepared = prepare_pt2e(self.exported, self.quantizer(config), instruments=(kept,))
                 calibrate(prepared, [inputs], progress=False)
             converted = convert_pt2e(prepared)
             converted_results = converted(*inputs)
@@ -176,8 +219,7 @@ class Flows:
                 here = backend.is_available()
                 lowered = lower_pt2e(converted, backend, pack_weights=here)
                 lowered_results = lowered(*inputs) if here else None
-        annotated = self.annotate(config)
-        return Run(preset, config, annotated, converted, lowered, converted_results, lowered_results)
+        return Run(preset, config, kept.found, converted, lowered, converted_results, lowered_results)
 
 
 @contextlib.contextmanager

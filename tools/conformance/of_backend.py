@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import torch
 
 from ...backends.registry import get_backend
+from ...errors import UnknownNameError
 from ...ir.annotation import get_annotation
 from ...ir.points import annotated_points
 from ...ir.snapshot import take_snapshot
 from ...ir.stages import Stage
 from ...ir.verifiers import verify
+from ...matchers.operator_pattern import Sharing
 from ...passes import Pipeline
+from ...quantize_pt2e import lower_pt2e
 from .expect import expect, expect_equal
 from .flow import Flows
 from .zoo import is_read_by_reader
@@ -109,43 +113,84 @@ def describes_the_same_everywhere(flows: Flows) -> None:
 
 def annotates_nothing_but_patterns(flows: Flows) -> None:
     """Every annotation belongs to the operators of a branch, or to a reader."""
+    own = {branch.path for branch in flows.zoo.branches}
     for run in flows.runs:
-        own = {node for branch in flows.zoo.branches for node in run.nodes(branch, "annotated")}
         strays = [
             node.name
-            for node in run.annotated.graph.nodes
-            if get_annotation(node) is not None and node not in own and not is_read_by_reader(node)
+            for path, annotations in run.annotations.items()
+            for node, _ in annotations
+            if path not in own and not is_read_by_reader(node)
         ]
         expect_equal(strays, [], f"annotated under {run.preset.name} outside of any pattern")
 
 
 def annotates_alike_every_time(flows: Flows) -> None:
     """Two runs annotate the same points with the same specs."""
-    for run in flows.runs:
-        again = flows.annotate(run.config)
-        expect_equal(_points(again), _points(run.annotated), f"annotations under {run.preset.name}, twice")
+    config = flows.backend.presets[0].config()
+    first, second = (flows.annotate(flows.quantizer(config)) for _ in range(2))
+    expect_equal(_points(first[0]), _points(second[0]), "annotations, made twice")
+    expect_equal(first[1], second[1], "decisions, made twice")
 
 
 def annotates_nothing_without_configuration(flows: Flows) -> None:
     """``set_global(None)`` leaves everything float, and says so."""
-    annotated, ledger = flows.annotate_noting(None)
+    annotated, decisions = flows.annotate(flows.quantizer(None))
     expect_equal(len(annotated_points(annotated.graph)), 0, "annotated points without configuration")
-    quantized = [d.node for d in ledger.decisions if d.status == "quantized"]
-    expect_equal(quantized, [], "quantized without configuration")
+    expect_equal(
+        [d.node for d in decisions if d.status == "quantized"], [], "quantized without configuration"
+    )
+    expect(all(d.reason for d in decisions), "something is left float without a reason")
+
+
+def leaves_excluded_parts_float(flows: Flows) -> None:
+    """``set_module_name(part, None)`` leaves that part float, and no other."""
+    config = flows.backend.presets[0].config()
+    excluded = flows.zoo.branches[:: max(1, len(flows.zoo.branches) // 2)]
+    names = dict.fromkeys((branch.path.replace(".", "_") for branch in excluded), None)
+    _, decisions = flows.annotate(flows.quantizer(config, **names))
+    _, without = flows.annotate(flows.quantizer(config))
+    paths = {branch.path for branch in excluded}
+    quantized = [d.node for d in decisions if d.status == "quantized"]
+    expected = [d.node for d in without if d.status == "quantized" and d.module not in paths]
+    expect_equal(quantized, expected, "quantized with parts excluded")
+
+
+def quantizes_selected_parts(flows: Flows) -> None:
+    """``set_module_name(part, config)`` quantizes that part, without any configuration for the rest."""
+    config = flows.backend.presets[0].config()
+    alone = [b for b in flows.zoo.branches if b.pattern.sharing is Sharing.INDEPENDENT]
+    _, all_of_them = flows.annotate(flows.quantizer(config))
+    paths = [d.module for d in all_of_them if d.status == "quantized"]
+    chosen = next((b for b in alone if b.path in paths), None)
+    expect(chosen is not None, "no pattern that computes is quantized under the first preset")
+    if chosen is not None:
+        _, decisions = flows.annotate(flows.quantizer(None, **{chosen.path.replace(".", "_"): config}))
+        quantized = {d.module for d in decisions if d.status == "quantized"}
+        expect_equal(quantized, {chosen.path}, "the parts quantized")
+
+
+def refuses_selections_of_nothing(flows: Flows) -> None:
+    """A setting for a part that the model does not have is an error."""
+    config = flows.backend.presets[0].config()
+    try:
+        flows.annotate(flows.quantizer(config, nowhere=config))
+    except UnknownNameError:
+        return
+    expect(False, "a module name that the model does not have was taken")
 
 
 def leaves_float64_alone(flows: Flows) -> None:
-    """In a model of float64 nothing is quantized, and every operator has a reason."""
-    exported = flows.zoo.export(torch.float64)
+    """In a model of float64 no activation is quantized, and every operator has a reason."""
+    exported: torch.fx.GraphModule | None = None
     for preset in flows.backend.presets:
         config = preset.config()
-        if config.input_activation is None:
+        if config.input_activation is None or config.is_qat:
             continue
-        annotated, ledger = flows.annotate_noting(config, exported)
+        exported = exported or flows.zoo.export(torch.float64)
+        annotated, decisions = flows.annotate(flows.quantizer(config), exported)
         own = [node for node in annotated.graph.nodes if get_annotation(node) and not is_read_by_reader(node)]
         expect_equal([node.name for node in own], [], f"annotated in float64 under {preset.name}")
-        silent = [d.node for d in ledger.decisions if not d.reason]
-        expect_equal(silent, [], "left float without a reason")
+        expect_equal([d.node for d in decisions if not d.reason], [], "left float without a reason")
 
 
 def changes_nothing_it_is_handed(flows: Flows) -> None:
@@ -155,10 +200,35 @@ def changes_nothing_it_is_handed(flows: Flows) -> None:
     expect_equal(take_snapshot(flows.exported).digest, before, "the exported model, before and after")
 
 
+def gives_copies_that_compute_alike(flows: Flows) -> None:
+    """A copy of a converted model gives what the model gives."""
+    run = flows.runs[0]
+    with torch.no_grad():
+        copied = copy.deepcopy(run.converted)(*flows.zoo.inputs)
+    for ours, theirs in zip(run.converted_results, copied, strict=True):
+        equal = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        expect(equal, "a copy of the converted model computes something else")
+
+
+def lowers_alike_every_time(flows: Flows) -> None:
+    """Two lowered models of one converted model have the same graph."""
+    run = flows.runs[0]
+    if run.lowered is not None:
+        again = lower_pt2e(run.converted, flows.backend, pack_weights=flows.backend.is_available())
+        expect_equal(str(again.graph), str(run.lowered.graph), "lowered twice")
+
+
+def writes_its_table_as_text(flows: Flows) -> None:
+    """The table as text has a line for each pattern, and the same at every call."""
+    text = str(flows.backend.capabilities())
+    expect_equal(str(flows.backend.capabilities()), text, "the table, written twice")
+    lines = [line.split()[1] for line in text.splitlines()[1:]]
+    expect_equal(lines, [pattern.name for pattern in flows.backend.patterns], "lines of the table")
+
+
 def keeps_the_rules_of_stages(flows: Flows) -> None:
-    """Annotated, converted and lowered graphs pass the verifiers."""
+    """Converted and lowered graphs pass the verifiers."""
     for run in flows.runs:
-        verify(run.annotated, Stage.ANNOTATED)
         verify(run.converted, Stage.QDQ)
         if run.lowered is not None:
             verify(run.lowered, Stage.LOWERED)
@@ -183,13 +253,21 @@ PROPERTIES = (
     annotates_nothing_without_configuration,
     leaves_float64_alone,
     keeps_the_rules_of_stages,
+    leaves_excluded_parts_float,
+    quantizes_selected_parts,
+    refuses_selections_of_nothing,
+    gives_copies_that_compute_alike,
+    lowers_alike_every_time,
+    writes_its_table_as_text,
 )
 
 
 def _leads(pipeline: Pipeline, first: Stage, last: Stage) -> None:
     passes = tuple(pipeline)
     expect(bool(passes), "a pipeline has no passes")
-    expect(first in passes[0].requires, f"a pipeline starts with {passes[0].name}, which is not for {first.name}")
+    expect(
+        first in passes[0].requires, f"a pipeline starts with {passes[0].name}, which is not for {first.name}"
+    )
     ends = [p.ensures for p in passes if p.ensures is not None]
     expect_equal(ends[-1:], [last], "the stage that a pipeline leaves")
 

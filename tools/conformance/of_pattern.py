@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ...ir import quantized_decomposed as qd
-from ...ir.annotation import get_annotation
 from ...ir.observers import create_observer
 from ...ir.specs import QuantizationSpec, SharedQuantizationSpec, storage_dtype
 from ...matchers.match import Match
@@ -50,6 +51,36 @@ def finds_itself(flows: Flows, pattern: OperatorPattern) -> None:
         expect_equal(len(match.nodes), pattern.size, "operators matched")
 
 
+def lets_its_own_example_through(flows: Flows, pattern: OperatorPattern) -> None:
+    """No guard refuses what the pattern was captured from, but that its weight is an input there."""
+    graph = pattern.captured.graph
+    (anchor,) = graph.find_nodes(op="call_function", target=pattern.anchor)[-1:]
+    match = pattern.matcher.match_at(anchor, claimed=set())
+    if isinstance(match, Match):
+        refusal = pattern.match_refusal(match)
+        expect(refusal in (None, "weight-not-constant"), f"its own example is refused: {refusal}")
+
+
+def is_made_of_operators(flows: Flows, pattern: OperatorPattern) -> None:
+    """What it was captured as has inputs, ATen operators and one result; its kernel, if any, has a name."""
+    nodes = list(pattern.captured.graph.nodes)
+    expect_equal({n.op for n in nodes}, {"placeholder", "call_function", "output"}, "kinds of nodes")
+    expect_equal(len(nodes[-1].all_input_nodes), 1, "results")
+    expect(pattern.kernel is None or bool(pattern.kernel.name), "the kernel has no name")
+    expect(bool(pattern.modes), "it is for no mode")
+
+
+def keeps_no_float_weight(flows: Flows, pattern: OperatorPattern) -> None:
+    """A weight that is stored in low precision is not stored in float beside it."""
+    for run, branch in _supported(flows, pattern):
+        if run.config.weight is None or Role.WEIGHT not in pattern.roles:
+            continue
+        name = pattern.parameters[pattern.roles.index(Role.WEIGHT)]
+        stored = run.converted.state_dict().get(f"{branch.path}.{name}")
+        kept = stored is not None and stored.dtype is torch.float32
+        expect(not kept, f"{run.preset.name}: the float weight is kept")
+
+
 def is_annotated_where_the_table_says(flows: Flows, pattern: OperatorPattern) -> None:
     """Its operators are quantized, as this pattern, under the presets that the table says, and no others."""
     for run, branch in _runs(flows, pattern):
@@ -58,7 +89,8 @@ def is_annotated_where_the_table_says(flows: Flows, pattern: OperatorPattern) ->
         wrong = [
             reason
             for reason in reasons
-            if (reason[1:] == ("quantized", pattern.name)) != flows.cells[pattern.name, run.preset.name].supported
+            if (reason[1:] == ("quantized", pattern.name))
+            != flows.cells[pattern.name, run.preset.name].supported
         ]
         expect_equal(wrong, [], f"{run.preset.name}: decisions that are not as the table says")
         expect(all(reason[2] for reason in reasons), f"{run.preset.name}: left float without a reason")
@@ -67,31 +99,24 @@ def is_annotated_where_the_table_says(flows: Flows, pattern: OperatorPattern) ->
 def gives_each_tensor_the_spec_of_its_role(flows: Flows, pattern: OperatorPattern) -> None:
     """Activations, weights and biases have the preset's specs, and nothing else has any."""
     for run, branch in _supported(flows, pattern):
-        own = run.nodes(branch, "annotated")
-        found: dict[str, list[object]] = {}
-        for node in own:
-            annotation = get_annotation(node)
-            for source, spec in annotation.input_qspec_map.items() if annotation is not None else ():
-                found.setdefault(_role(branch, source, own).value, []).append(spec)
-        for role, specs in found.items():
-            for spec in specs:
+        annotations = run.annotations[branch.path]
+        own = [node for node, _ in annotations]
+        found: dict[Role, list[object]] = {}
+        for _, annotation in annotations:
+            for source, spec in annotation.input_qspec_map.items():
+                found.setdefault(_role(branch, source, own), []).append(spec)
+        specs = _specs(run)
+        for role, of_role in found.items():
+            for spec in of_role:
                 _expect_spec(run, pattern, role, spec)
-        config = run.config
-        wanted = {
-            Role.ACTIVATION: config.input_activation,
-            Role.WEIGHT: config.weight,
-            Role.BIAS: config.bias,
-        }
-        for role, spec in wanted.items():
-            has = role in pattern.roles and spec is not None
-            expect_equal(role.value in found, has, f"{run.preset.name}: a spec for a tensor of role {role.value}")
+        wanted = {role for role, spec in specs.items() if role in pattern.roles and spec is not None}
+        expect_equal(set(found), wanted, f"{run.preset.name}: roles of tensors with a spec")
 
 
 def quantizes_its_output_if_it_must(flows: Flows, pattern: OperatorPattern) -> None:
     """The output has a spec where the kernel writes low precision only, or has that of the input."""
     for run, branch in _supported(flows, pattern):
-        annotations = [get_annotation(node) for node in run.nodes(branch, "annotated")]
-        outputs = [a.output_qspec for a in annotations if a is not None and a.output_qspec is not None]
+        outputs = [a.output_qspec for _, a in run.annotations[branch.path] if a.output_qspec is not None]
         if pattern.sharing is Sharing.SAME_AS_INPUT:
             expect(bool(outputs), "what moves values does not share its output")
             shared = all(isinstance(output, SharedQuantizationSpec) for output in outputs)
@@ -106,7 +131,9 @@ def shares_one_scale_throughout(flows: Flows, pattern: OperatorPattern) -> None:
     for run, branch in _supported(flows, pattern):
         if pattern.sharing is not Sharing.SAME_AS_INPUT:
             continue
-        own = set(run.nodes(branch, "converted"))
+        own = set(run.operators(branch))
+        if not own:
+            continue
         around = [n for node in own for n in (*node.all_input_nodes, *node.users)]
         parameters = {n.args[1:] for n in around if qd.is_quantize(n) or qd.is_dequantize(n)}
         expect_equal(len(parameters), 1, f"{run.preset.name}: different parameters around what moves values")
@@ -116,15 +143,19 @@ def stores_what_the_table_says(flows: Flows, pattern: OperatorPattern) -> None:
     """In the converted graph activations, weight and output have the dtypes of the table."""
     for run, branch in _supported(flows, pattern):
         cell = flows.cells[pattern.name, run.preset.name]
-        own = run.nodes(branch, "converted")
+        own = run.operators(branch)
+        if not own:
+            continue
         read: dict[Role, set[torch.dtype]] = {}
         for node in own:
             for source in node.all_input_nodes:
                 if qd.is_dequantize(source) or source.target is qd.CONVERT_ELEMENT_TYPE:
                     read.setdefault(_role(branch, source, own), set()).add(_stored_dtype(source))
-        expect_equal(read.get(Role.ACTIVATION, set()), _set(cell.activation), f"{run.preset.name}: activations")
+        expect_equal(
+            read.get(Role.ACTIVATION, set()), _set(cell.activation), f"{run.preset.name}: activations"
+        )
         expect_equal(read.get(Role.WEIGHT, set()), _set(cell.weight), f"{run.preset.name}: weight")
-        written = {n.args[-1] for node in own for n in node.users if qd.is_quantize(n)}
+        written = {n.args[-1] for node in own for n in node.users if _quantizes(n, node)}
         # Without a reader the result may stay float.
         expected = _set(cell.output) if branch.is_read or pattern.quantizes_output else set()
         expect_equal(written, expected, f"{run.preset.name}: dtypes that the result is quantized to")
@@ -135,7 +166,9 @@ def keeps_values_close(flows: Flows, pattern: OperatorPattern) -> None:
     for run in flows.runs:
         for i, _branch in flows.branches(pattern):
             for found, wanted in zip(run.converted_results[i], flows.float_results[i], strict=True):
-                _expect_close(found, wanted, run.preset.name)
+                # Averages of ranges that have seen one batch are short of it.
+                least = _LEAST_SQNR / 3 if run.config.is_qat else _LEAST_SQNR
+                _expect_close(found, wanted, least, run.preset.name)
 
 
 def computes_what_its_graph_says(flows: Flows, pattern: OperatorPattern) -> None:
@@ -143,14 +176,16 @@ def computes_what_its_graph_says(flows: Flows, pattern: OperatorPattern) -> None
     for run, branch in _supported(flows, pattern):
         if run.mode is not Mode.STATIC or run.config.is_qat or pattern.sharing is not Sharing.INDEPENDENT:
             continue
-        own = run.nodes(branch, "converted")
+        own = run.operators(branch)
         spec = run.config.weight
         arguments: list[Tensor] = []
         inputs = iter(branch.inputs)
         activations = _activation_parameters(branch, own)
         for name, role in zip(pattern.parameters, pattern.roles, strict=True):
             if role is Role.WEIGHT and spec is not None:
-                arguments.append(_fake_quantized(branch.module.get_parameter(name), spec, pattern.weight_axis))
+                arguments.append(
+                    _fake_quantized(branch.module.get_parameter(name), spec, pattern.weight_axis)
+                )
             elif role in (Role.WEIGHT, Role.BIAS):
                 arguments.append(branch.module.get_parameter(name).detach())
             elif role is Role.ACTIVATION:
@@ -160,7 +195,7 @@ def computes_what_its_graph_says(flows: Flows, pattern: OperatorPattern) -> None
                 arguments.append(next(inputs))
         with torch.no_grad():
             result = pattern.function(*arguments)
-        quantize = [n for node in own for n in node.users if qd.is_quantize(n)]
+        quantize = [n for node in own for n in node.users if _quantizes(n, node)]
         if quantize:
             result = _through(result, quantize[0].args[1:])
         position = next(i for i, b in flows.branches(pattern) if b is branch)
@@ -170,20 +205,26 @@ def computes_what_its_graph_says(flows: Flows, pattern: OperatorPattern) -> None
 
 
 def is_lowered_or_says_why_not(flows: Flows, pattern: OperatorPattern) -> None:
-    """Its operators run as the table says, or have the reason why not here."""
+    """Its operators run as the table says, or have the reason why not here.
+
+    Where the result is read in float, what they run as may be the kernel of a part of the pattern.
+    """
+    kernels = {p.kernel.name for p in flows.backend.patterns if p.kernel is not None}
     for run, branch in _supported(flows, pattern):
         if run.lowered is None:
             continue
-        cell = flows.cells[pattern.name, run.preset.name]
         for decision in run.decisions(branch, "lowered"):
+            place = f"{run.preset.name}: %{decision.node}"
             if decision.status == "float":
-                expect(bool(decision.reason), "left float without a reason")
+                expect(bool(decision.reason), f"{place} is left float without a reason")
                 matched = decision.reason != "no-kernel" or not branch.is_read
-                expect(matched, f"{run.preset.name}: no kernel was tried at %{decision.node}")
+                expect(matched, f"{place} was tried by no kernel")
+            elif pattern.kernel is None:
+                expect(decision.detail.startswith("left to the compiler"), f"{place}: {decision.detail}")
             else:
-                runs = "left to the compiler" if pattern.kernel is None else f"runs as {cell.lowering}"
-                told = f"{run.preset.name}: %{decision.node} is said to be {decision.detail!r}, not {runs!r}"
-                expect(decision.detail.startswith(runs), told)
+                names = {pattern.kernel.name} if branch.is_read else kernels
+                told = any(decision.detail.startswith(f"runs as {name}") for name in names)
+                expect(told, f"{place} is said to be {decision.detail!r}, not of {sorted(names)}")
 
 
 def computes_the_same_lowered(flows: Flows, pattern: OperatorPattern) -> None:
@@ -215,6 +256,9 @@ PROPERTIES = (
     names_the_role_of_each_parameter,
     makes_new_example_inputs,
     finds_itself,
+    lets_its_own_example_through,
+    is_made_of_operators,
+    keeps_no_float_weight,
     is_annotated_where_the_table_says,
     gives_each_tensor_the_spec_of_its_role,
     quantizes_its_output_if_it_must,
@@ -231,13 +275,19 @@ PROPERTIES = (
 def _runs(flows: Flows, pattern: OperatorPattern) -> Iterator[tuple[Run, Branch]]:
     for run in flows.runs:
         for _, branch in flows.branches(pattern):
-            yield run, branch
+            if run.has(branch):
+                yield run, branch
 
 
 def _supported(flows: Flows, pattern: OperatorPattern) -> Iterator[tuple[Run, Branch]]:
     for run, branch in _runs(flows, pattern):
         if flows.cells[pattern.name, run.preset.name].supported:
             yield run, branch
+
+
+def _quantizes(user: Node, node: Node) -> bool:
+    # A range that is found at run time is an operator too, which a quantize reads the scale of.
+    return qd.is_quantize(user) and user.args[0] is node
 
 
 def _role(branch: Branch, source: Node, own: list[Node]) -> Role:
@@ -250,25 +300,24 @@ def _role(branch: Branch, source: Node, own: list[Node]) -> Role:
         return Role.ACTIVATION
     name = str(source.target).removeprefix(f"{branch.path}.")
     roles = dict(zip(branch.pattern.parameters, branch.pattern.roles, strict=True))
-    return next(role for parameter, role in roles.items() if name.split("_")[0] == parameter or name == parameter)
+    return next(
+        role for parameter, role in roles.items() if name.split("_")[0] == parameter or name == parameter
+    )
 
 
-def _expect_spec(run: Run, pattern: OperatorPattern, role: str, spec: object) -> None:
+def _specs(run: Run) -> dict[Role, QuantizationSpec | None]:
     config = run.config
-    wanted = {"activation": config.input_activation, "weight": config.weight, "bias": config.bias}.get(role)
-    if role == "activation" and pattern.sharing is Sharing.SAME_AS_INPUT and spec != wanted:
+    return {Role.ACTIVATION: config.input_activation, Role.WEIGHT: config.weight, Role.BIAS: config.bias}
+
+
+def _expect_spec(run: Run, pattern: OperatorPattern, role: Role, spec: object) -> None:
+    wanted = _specs(run).get(role)
+    if role is Role.ACTIVATION and pattern.sharing is Sharing.SAME_AS_INPUT and spec != wanted:
         expect(isinstance(spec, SharedQuantizationSpec), f"{run.preset.name}: what moves values has {spec}")
         return
-    if role == "weight" and wanted is not None and wanted.ch_axis is not None:
-        expect_equal(getattr(spec, "ch_axis", None), pattern.weight_axis, f"{run.preset.name}: channel axis")
-        spec = _with_axis(spec, wanted.ch_axis)
-    expect_equal(spec, wanted, f"{run.preset.name}: spec of the {role}")
-
-
-def _with_axis(spec: object, axis: int) -> object:
-    import attrs
-
-    return attrs.evolve(spec, ch_axis=axis) if isinstance(spec, QuantizationSpec) else spec
+    if role is Role.WEIGHT and wanted is not None and wanted.ch_axis is not None:
+        wanted = attrs.evolve(wanted, ch_axis=pattern.weight_axis)
+    expect_equal(spec, wanted, f"{run.preset.name}: spec of the {role.value}")
 
 
 def _stored_dtype(source: Node) -> torch.dtype:
@@ -283,13 +332,13 @@ def _set(dtype: torch.dtype | None) -> set[torch.dtype]:
     return set() if dtype is None else {storage_dtype(dtype)}
 
 
-def _expect_close(found: Tensor, wanted: Tensor, preset: str) -> None:
+def _expect_close(found: Tensor, wanted: Tensor, least: float, preset: str) -> None:
     expect_equal((found.shape, found.dtype), (wanted.shape, wanted.dtype), f"{preset}: a result")
     noise = (found - wanted).double().pow(2).mean()
     signal = wanted.double().pow(2).mean()
     if noise > 0:
         sqnr = float(10 * torch.log10(signal / noise))
-        expect(sqnr >= _LEAST_SQNR, f"{preset}: signal to noise of {sqnr:.1f} dB, less than {_LEAST_SQNR}")
+        expect(sqnr >= least, f"{preset}: signal to noise of {sqnr:.1f} dB, less than {least}")
 
 
 def _activation_parameters(branch: Branch, own: list[Node]) -> Iterator[tuple[object, ...]]:
@@ -308,8 +357,9 @@ def _through(x: Tensor, parameters: tuple[object, ...]) -> Tensor:
 
 
 def _fake_quantized(weight: Tensor, spec: QuantizationSpec, axis: int) -> Tensor:
-    spec = _with_axis(spec, axis) if spec.ch_axis is not None else spec  # pyright: ignore[reportAssignmentType]
-    observer = create_observer(spec)
+    if spec.ch_axis is not None:
+        spec = attrs.evolve(spec, ch_axis=axis)
+    observer: Any = create_observer(spec)
     observer(weight.detach())
     scale, zero_point = observer.calculate_qparams()
     tail = (observer.quant_min, observer.quant_max, observer.dtype)
@@ -321,9 +371,9 @@ def _fake_quantized(weight: Tensor, spec: QuantizationSpec, axis: int) -> Tensor
 
 def _steps(run: Run, branch: Branch) -> Iterator[float]:
     """The scales of what the branch writes."""
-    for node in run.nodes(branch, "converted"):
+    for node in run.operators(branch):
         for user in node.users:
-            if qd.is_quantize(user) and isinstance(user.args[1], float):
+            if _quantizes(user, node) and isinstance(user.args[1], float):
                 yield user.args[1]
 
 

@@ -1,7 +1,8 @@
 """A model with every operator pattern of a backend in it, made from the declarations.
 
-Each pattern is a branch of its own, with inputs of its own. Patterns that compute have two: in one the result
-is read in low precision, in the other in float. What moves values has low precision on both sides.
+Each pattern is a branch of its own, with inputs of its own, whose result is read in low precision. Where that
+makes a difference there is a second one, whose result is read in float. What moves values has low precision
+on both sides.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def zoo_of(patterns: Sequence[OperatorPattern]) -> Zoo:
     generator = torch.Generator().manual_seed(0)
     branches: list[Branch] = []
     for pattern in patterns:
-        for is_read in (True,) if pattern.sharing is Sharing.SAME_AS_INPUT else (True, False):
+        # What writes low precision whoever reads it, or only with its reader, has one form.
+        alone = pattern.sharing is Sharing.INDEPENDENT and not pattern.quantizes_output
+        for is_read in (True, False) if alone else (True,):
             tensors = [_filled(example, generator) for example in pattern.example_inputs()]
             module = BranchModule(pattern, tensors, is_read=is_read)
             pairs = zip(tensors, pattern.roles, strict=True)

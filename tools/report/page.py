@@ -98,7 +98,7 @@ def _page(title: str, data: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(
-        title=title, data=_as_script(data), scripts=_SCRIPTS
+        title=title, versions=data["versions"], data=_as_script(data), scripts=_SCRIPTS
     )
 
 

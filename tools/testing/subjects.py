@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 from ...backends.base import Backend
 from ...backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ...errors import PassFailedError, StageError
-from ...ir.clone import clone_graph_module
 from ...ir.stages import Stage, get_stage
 from ...passes import Pass, PassContext, PassManager, Pipeline, ReferenceRepresentation
 from .programs import Program, build, example_inputs
@@ -108,10 +107,3 @@ def calibrate(gm: GraphModule, subject: Subject) -> None:
     assert get_stage(gm) is Stage.OBSERVED
     for index in range(2):
         gm(*example_inputs(subject.program, index))
-
-
-def copy_of(gm: GraphModule) -> GraphModule:
-    """A copy that may be run: what the graph writes into is its own."""
-    copy = clone_graph_module(gm)
-    copy.recompile()
-    return copy

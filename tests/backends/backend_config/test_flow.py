@@ -248,6 +248,22 @@ def test_reshapes_keep_what_their_input_has() -> None:
     assert before.args[1:] == after.args[1:]
 
 
+def test_what_one_operator_writes_another_reads() -> None:
+    model = Chain(nn.Linear(6, 6), nn.Hardswish())
+
+    def parameters(asked: QConfig) -> list[Any]:
+        mapping = QConfigMapping().set_global(QCONFIG).set_object_type(nn.Hardswish, asked)
+        return [n.args[1:] for n in calls(quantize(model, mapping, X), qd.QUANTIZE_PER_TENSOR)]
+
+    # Another observer, but the same integers: the tensor between the two is quantized once.
+    other = HistogramObserver.with_args(quant_min=0, quant_max=127)
+    assert len(parameters(QConfig(other, None))) == 3
+    # Another range, or a larger smallest scale, is another thing to ask for.
+    assert len(parameters(QConfig(other.with_args(quant_max=255), None))) == 4
+    assert len(parameters(QConfig(other.with_args(eps=2**-12), None))) == 4
+    assert len(parameters(QConfig(other.with_args(eps=2**-24), None))) == 3
+
+
 def test_fixed_parameters_are_those_of_the_result() -> None:
     converted = quantize(Chain(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh()), get_default_qconfig_mapping(), X)
     assert set(statuses(converted).values()) == {"linear", "sigmoid", "tanh"}

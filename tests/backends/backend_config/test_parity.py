@@ -3,7 +3,8 @@
 As long as torch has it. Left out of the models is where the two differ on purpose: an addition of a number
 observes its result here, where torch gives it the range of its input; the weight of a module counts
 against the backend's dtypes here; and operators with fixed parameters stay float where their input is,
-which torch would quantize with the range of the result. Dropout in evaluation is no operator here.
+which torch would quantize with the range of the result. Dropout in evaluation is no operator here. And an
+operator reads what the one before it writes if dtype and range are what it asks for, not the dtype alone.
 """
 
 from __future__ import annotations
@@ -93,24 +94,27 @@ def test_the_same_quantization_parameters(model: type[nn.Module], name: str, def
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
-    # Not a histogram: the peer searches its range otherwise.
-    of_peer = peer.QConfig(
-        peer.MinMaxObserver.with_args(quant_min=0, quant_max=127), peer.default_weight_observer
-    )
-    of_ours = lowbit.QConfig(
-        lowbit.MinMaxObserver.with_args(quant_min=0, quant_max=127), default_weight_observer
+    # Not histograms: the peer searches their range otherwise.
+    highest = 255 if defaults else 127
+    qconfigs = (
+        peer.QConfig(
+            peer.MinMaxObserver.with_args(quant_min=0, quant_max=highest), peer.default_weight_observer
+        ),
+        lowbit.QConfig(
+            lowbit.MinMaxObserver.with_args(quant_min=0, quant_max=highest), default_weight_observer
+        ),
     )
     mappings = (
         (peer.get_default_qconfig_mapping("qnnpack"), lowbit.get_default_qconfig_mapping("qnnpack"))
         if defaults
         else (peer.QConfigMapping(), lowbit.QConfigMapping())
     )
-    wanted = parameters_of_the_peer(
-        made, mappings[0].set_global(of_peer), getattr(peer_backends, f"get_{name}_backend_config")()
-    )
+    for mapping, qconfig in zip(mappings, qconfigs, strict=True):
+        mapping.set_global(qconfig).set_object_type(nn.ConvTranspose2d, qconfig)
+    wanted = parameters_of_the_peer(made, mappings[0], getattr(peer_backends, f"get_{name}_backend_config")())
     prepared = lowbit.prepare_fx(
         made,
-        mappings[1].set_global(of_ours),
+        mappings[1],
         (X,),
         backend_config=getattr(ours, f"get_{name}_backend_config")(),
     )

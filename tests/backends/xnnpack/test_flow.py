@@ -180,7 +180,7 @@ def test_training(is_per_channel: bool) -> None:
         loss = F.nll_loss(prepared(X), torch.arange(16) % 5)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     move_exported_model_to_eval(prepared)
     converted = convert_pt2e(prepared)

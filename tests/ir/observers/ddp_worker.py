@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from lowbit import (
+    X86InductorQuantizer,
+    freeze_bn_stats,
+    get_default_x86_inductor_quantization_config,
+    prepare_qat_pt2e,
+)
 from lowbit.errors import CalibrationDataError
 from lowbit.ir.observers import (
     FakeQuantize,
@@ -95,6 +102,46 @@ def learn(model: Learned, run: nn.Module, rank: int, ranks: int) -> list[dict[st
     return states
 
 
+def prepared_model() -> nn.Module:
+    """A network as users prepare it, trained for a step on data that are no rank's own."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+    x = torch.randn(8, 2, 5, 5)
+    dynamic = ({0: torch.export.Dim("batch", min=2)},)
+    exported = torch.export.export(nn.Sequential(*layers).train(), (x,), dynamic_shapes=dynamic).module()
+    config = get_default_x86_inductor_quantization_config(is_qat=True)
+    model = prepare_qat_pt2e(exported, X86InductorQuantizer().set_global(config))
+    model(x)
+    return model
+
+
+def train(model: nn.Module, run: nn.Module, rank: int, ranks: int) -> list[dict[str, Any]]:
+    """The state, the gradients and this rank's loss after each step of training on its rows."""
+    optimizer = torch.optim.SGD(run.parameters(), lr=0.05, momentum=0.9)
+    states = []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 2, 5, 5, generator=generator) * (step + 1)
+        labels = torch.randint(3, (8,), generator=generator)
+        loss = F.cross_entropy(run(x[rank::ranks]), labels[rank::ranks])
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = {f"{name}.grad": p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        states.append(state | gradients | {"loss": loss.detach()})
+    return states
+
+
+def evaluate(model: nn.Module, run: nn.Module) -> torch.Tensor:
+    """What all ranks see of the same data, by the switch of the module that trains."""
+    run.eval()
+    with torch.no_grad():
+        y = model(torch.ones(2, 2, 5, 5))
+    run.train()
+    return y
+
+
 def meet_bad_data(run: nn.Module, rank: int) -> str:
     x = batch(0)
     if rank == 1:
@@ -118,6 +165,10 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         "learned": learn(learned, DistributedDataParallel(learned), rank, ranks),
         "bad data": meet_bad_data(run, rank),
     }
+    for name, model in (("trained", prepared_model()), ("frozen", freeze_bn_stats(prepared_model()))):
+        run = DistributedDataParallel(model)
+        report[name] = train(model, run, rank, ranks)
+        report[f"{name} evaluated"] = evaluate(model, run)
     if rank == 0:
         # Outside of a distributed forward nobody waits for the others.
         alone(batch(0))

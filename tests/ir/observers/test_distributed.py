@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lowbit import freeze_bn_stats
 from lowbit.errors import CalibrationDataError, UnsupportedError
 from lowbit.ir.observers import FakeQuantize, MinMaxObserver
 from lowbit.ir.observers.distributed import extremes_of_all_ranks, running_group, sum_of_all_ranks
@@ -86,6 +87,43 @@ def test_bad_data_of_one_rank_stop_all(reports: list[dict[str, Any]]) -> None:
     found = [report["bad data"] for report in reports]
     assert "another rank" in found[0]
     assert "1 NaN" in found[1]
+
+
+def without(states: list[dict[str, Any]], *suffixes: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in state.items() if not k.endswith(suffixes)} for state in states]
+
+
+def test_a_prepared_model_trains_as_in_one_process(reports: list[dict[str, Any]]) -> None:
+    """Each rank has half of the rows. BatchNorm is frozen: its statistics would be those of a rank's own."""
+    first, second = (without(report["frozen"], "loss") for report in reports)
+    assert bits(first) == bits(second)
+    assert torch.equal(reports[0]["frozen evaluated"], reports[1]["frozen evaluated"])
+
+    worker = load_worker()
+    model = freeze_bn_stats(worker.prepared_model())
+    alone = worker.train(model, model, 0, 1)
+    for i, state in enumerate(first):
+        assert state.keys() == alone[i].keys() - {"loss"}
+        for name, value in state.items():
+            torch.testing.assert_close(value, alone[i][name], rtol=1e-4, atol=1e-5, msg=f"{name} of step {i}")
+        losses = [report["frozen"][i]["loss"] for report in reports]
+        torch.testing.assert_close(sum(losses) / RANKS, alone[i]["loss"], rtol=1e-5, atol=1e-6)
+        assert losses[0] != losses[1]
+    torch.testing.assert_close(worker.evaluate(model, model), reports[0]["frozen evaluated"])
+    # Ranges moved in every step.
+    scales = [name for name in first[0] if name.endswith("post_process.scale")]
+    assert scales
+    assert len({float(state[scales[0]]) for state in first}) == worker.STEPS
+
+
+def test_observers_agree_where_batch_norms_differ(reports: list[dict[str, Any]]) -> None:
+    first, second = (report["trained"] for report in reports)
+    own = ("loss", "running_mean", "running_var")
+    assert bits(without(first, *own)) == bits(without(second, *own))
+    assert any("activation_post_process" in name for name in without(first, *own)[0])
+    # DistributedDataParallel hands out those of rank 0 before each step, and each rank updates them.
+    differing = [name for name in first[0] if not torch.equal(first[0][name], second[0][name])]
+    assert {name.rpartition(".")[2] for name in differing} == set(own)
 
 
 # -- in this process, as the only rank

@@ -169,6 +169,7 @@ def test_conversion_from_training_and_from_evaluation_is_one(prepared: GraphModu
     ours, theirs = from_training.state_dict(), from_evaluation.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(copy.deepcopy(from_training)(X), prepared(X))
 
 
 def test_untrained_models_are_refused(model: nn.Module, annotate_all: type[Quantizer]) -> None:

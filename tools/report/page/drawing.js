@@ -8,7 +8,7 @@ function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -33,7 +33,7 @@ function barsPath(heights, width, height) {
 
 /** A distribution as small as a line of text. */
 function sparkline(seen, width = 72, height = 16) {
-  const picture = svg("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
+  const picture = svg("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   if (seen.histogram) picture.append(svg("path", { d: barsPath(barHeights(seen.histogram.counts), width, height) }));
   else picture.append(...channelBars(seen, width, height));
   return picture;

@@ -40,7 +40,7 @@ const parentOf = (row) => (row.op === "get_attr" ? row.target.split(".").slice(0
 function pathOf(moment, key) {
   const row = moment.rows.get(key);
   if (row.body) return row.module ? `${row.body}.${row.module}` : row.body;
-  if (row.module || !row.op.startsWith("call") || kinds.has("") && row.source) return row.module;
+  if (row.module || !row.op.startsWith("call") || row.source) return row.module;
   const neighbours = [...(usersOf(moment).get(key) ?? []), ...row.inputs];
   return neighbours.map((k) => moment.rows.get(k)).find((near) => near?.module)?.module ?? "";
 }

@@ -97,11 +97,11 @@ const errorChip = (row, key) => {
 };
 
 const OVERLAYS = [
-  { id: "none", label: "None", chip: () => null },
+  { id: "none", label: "None", chip: () => null, note: "Choose what is shown beside each node." },
   { id: "dtype", label: "Dtype", chip: dtypeChip },
   { id: "sharing", label: "Sharing", chip: sharingChip },
   { id: "decision", label: "Decision", chip: decisionChip },
-  { id: "scale", label: "Scale", chip: scaleChip },
-  { id: "histogram", label: "Range", chip: histogramChip },
-  ...(errors ? [{ id: "error", label: "Error", chip: errorChip }] : []),
+  { id: "scale", label: "Scale", chip: scaleChip, note: "Scale @ zero point. → is that of the observer behind a node." },
+  { id: "histogram", label: "Range", chip: histogramChip, note: "What observers saw: how values are distributed, or the range of each channel." },
+  ...(errors ? [{ id: "error", label: "Error", chip: errorChip, note: "Signal to quantization noise, against the float model; 6 dB are one bit." }] : []),
 ];

@@ -1,0 +1,92 @@
+"""Every pass that comes with lowbit, under the laws of the testing kit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from lowbit import Pass
+from lowbit.backends.registry import get_backend
+from lowbit.passes import (
+    Annotate,
+    DuplicateDequantize,
+    EmitInductor,
+    FoldBatchNorm,
+    FoldConvBnQat,
+    FoldQuantize,
+    FuseConvBnQat,
+    InsertFakeQuantizers,
+    InsertObservers,
+    Normalize,
+    ObserversToQdq,
+    PackWeights,
+    PropagateBf16,
+    PropagateMetadata,
+    ReferenceRepresentation,
+    ResolveSharing,
+    pass_names,
+)
+from lowbit.tools.testing import laws
+from lowbit.tools.testing.definitions import deterministic, text_reads_back
+
+# What a pass does to graphs that it refuses, for the ranges this CPU's kernels saturate with, say, is no law.
+pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.LowbitWarning")
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+EXAMPLES = 10_000 if NIGHTLY else 200
+COSTLY = (deterministic, text_reads_back)
+CHEAP = tuple(law for law in laws.LAWS if law not in COSTLY)
+
+TRAINING = {"is_training": True}
+LOWERING = {"backend": "x86_inductor"}
+PASSES: tuple[tuple[Pass, dict[str, Any]], ...] = (
+    (Normalize(), {}),
+    (FoldBatchNorm(), {}),
+    (Annotate(), {}),
+    (ResolveSharing(), {}),
+    (InsertObservers(), {}),
+    (ObserversToQdq(), {}),
+    (DuplicateDequantize(), {}),
+    (FoldQuantize(), {}),
+    (PropagateMetadata(), {}),
+    (ReferenceRepresentation(), {}),
+    (PropagateBf16(), {}),
+    (Normalize(keep_gradients=True), TRAINING),
+    (FuseConvBnQat(), TRAINING),
+    (InsertFakeQuantizers(), TRAINING),
+    (FoldConvBnQat(), TRAINING),
+    (EmitInductor(), LOWERING),
+    (PackWeights(), LOWERING),
+)
+
+
+def options(given: dict[str, Any]) -> dict[str, Any]:
+    names = {key: get_backend(value) for key, value in given.items() if key == "backend"}
+    return {**given, **names, "max_steps": 8 if NIGHTLY else 5, "new_ones": NIGHTLY}
+
+
+each_pass = pytest.mark.parametrize(
+    ("pass_", "given"), PASSES, ids=["-".join([p.name, *given]) for p, given in PASSES]
+)
+
+
+@each_pass
+def test_the_laws_hold(pass_: Pass, given: dict[str, Any]) -> None:
+    laws.check(pass_, examples=EXAMPLES, laws=CHEAP, **options(given))
+
+
+@each_pass
+def test_the_laws_hold_that_cost_more(pass_: Pass, given: dict[str, Any]) -> None:
+    laws.check(pass_, examples=EXAMPLES // 10, laws=COSTLY, **options(given))
+
+
+def test_no_pass_is_forgotten() -> None:
+    shipped = {name for name in pass_names() if _is_ours(name)}
+    assert {pass_.name for pass_, _ in PASSES} == shipped
+
+
+def _is_ours(name: str) -> bool:
+    from lowbit.passes import pass_class
+
+    return pass_class(name).__module__.startswith("lowbit.passes")
