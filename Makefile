@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly lint bench venv bench-env clean
+.PHONY: help demo test nightly determinism lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: .venv/.installed ## run the tests
 
 nightly: .venv/.installed ## run the tests with other examples in the property tests every time
 	HYPOTHESIS_PROFILE=nightly .venv/bin/pytest
+
+determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, and compare the bytes
+	LOWBIT_DETERMINISM_PROCESSES=20 .venv/bin/pytest tests/determinism
 
 lint: .venv/.lint ## check style and types
 	.venv/bin/ruff check

@@ -12,6 +12,7 @@ __all__ = [
     "CalibrationDataError",
     "CaptureError",
     "ContractError",
+    "DeviceError",
     "GraphInputError",
     "GraphTextError",
     "LowbitError",
@@ -80,6 +81,10 @@ class GraphInputError(LowbitError, TypeError):
 
 class GraphTextError(LowbitError, ValueError):
     """A graph written as text that does not parse, or that names what there is not."""
+
+
+class DeviceError(LowbitError, ValueError):
+    """Tensors on a device where they cannot be worked with: without values, on several, or on another's."""
 
 
 class StageError(LowbitError, ValueError):

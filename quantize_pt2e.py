@@ -15,9 +15,10 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import GraphInputError, UnknownNameError, UnsupportedError
+from .errors import DeviceError, GraphInputError, UnknownNameError, UnsupportedError
 from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
+from .ir.devices import check_device, device_of
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
 from .ir.meta import BACKEND_KEY, LEDGER_KEY, QAT_KEY
@@ -69,6 +70,7 @@ def prepare_pt2e(
 
     Raises:
         GraphInputError: ``model`` was not exported, or in training mode.
+        DeviceError: it is on the meta device, or on several devices; as of the other verbs.
         StageError: ``model`` is prepared or converted already.
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
@@ -234,6 +236,7 @@ def lower_pt2e(
         StageError: ``model`` was not converted.
         UnknownNameError: there is no such backend, or none was named and none is recorded.
         UnsupportedError: another program takes converted models of this backend; the hint says which.
+        DeviceError: weights are to be packed for kernels of another device than the model is on.
     """
     _check_exported(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
@@ -246,6 +249,7 @@ def lower_pt2e(
         )
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
+    _check_backend_device(model, chosen, passes)
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
     lowered = _run(model, passes, context, looking_on)
     if cpp_wrapper:
@@ -273,6 +277,7 @@ def _check_exported(model: object) -> None:
                     where=locate(node),
                     hint="export it: torch.export.export(model.eval(), example_inputs).module()",
                 )
+        check_device(model)
         return
     kind = type(model).__name__
     if isinstance(model, torch.export.ExportedProgram):
@@ -296,6 +301,15 @@ def _verification(verify: str, example_inputs: Sequence[Any] | None) -> tuple[In
             hint="pass the arguments of the model: verify='numeric', example_inputs=(x,)",
         )
     return (VerifyNumeric(example_inputs),)
+
+
+def _check_backend_device(model: GraphModule, backend: Backend, passes: Pipeline) -> None:
+    device = device_of(model)
+    if backend.device not in (None, device.type) and "pack-weights" in passes.names:
+        raise DeviceError(
+            f"the model is on {device}, and the kernels of {backend.name} run on {backend.device}",
+            hint=f"move it there, model.to({backend.device!r}), or leave out the packing: pack_weights=False",
+        )
 
 
 def _check_quantizer(quantizer: object) -> None:

@@ -143,7 +143,8 @@ def _check_unchanged(annotated: dict[Node, tuple[Quantizer, _Copy]], second: Qua
             continue
         owners[type(first).__name__] = None
         what = "took away the annotation" if annotation is None else "changed the annotation"
-        places.append(f"{what} that {type(first).__name__} made of {locate(node)}")
+        at, *more = locate(node)
+        places.append("\n".join([f"{what} that {type(first).__name__} made of {at}", *more]))
     if places:
         raise AnnotationError(
             f"{type(second).__name__} annotates what {' and '.join(owners)} had annotated before it",

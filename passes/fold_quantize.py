@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.specs import CAST_DTYPES
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
@@ -24,9 +25,9 @@ __all__ = ["FoldQuantize"]
 class FoldQuantize:
     """Replaces quantize operators of constants by the quantized tensor, and lets the float one go.
 
-    ``conv1.weight`` becomes the buffer ``conv1.weight_int8``. Dequantize operators stay: they are what
-    lowering recognizes. The name is another, so that loading a float checkpoint cannot truncate floats into
-    it.
+    ``conv1.weight`` becomes the buffer ``conv1.weight_int8``; casts to float16 are folded likewise.
+    Dequantize operators stay: they are what lowering recognizes. The name is another, so that loading a float
+    checkpoint cannot truncate floats into it.
     """
 
     name: ClassVar[str] = "fold-quantize"
@@ -41,7 +42,7 @@ class FoldQuantize:
         folded = [
             node
             for node in gm.graph.nodes
-            if qd.is_quantize(node) and all(map(constant, node.all_input_nodes))
+            if _stores_less(node) and all(map(constant, node.all_input_nodes))
         ]
         for node in folded:
             _fold(gm, node, names)
@@ -49,6 +50,11 @@ class FoldQuantize:
             erase_unread(gm.graph)
             delete_unused(gm)
         return bool(folded)
+
+
+def _stores_less(node: Node) -> bool:
+    is_cast = node.op == "call_function" and node.target is qd.CONVERT_ELEMENT_TYPE
+    return qd.is_quantize(node) or (is_cast and node.args[1] in CAST_DTYPES)
 
 
 def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import UnsupportedError
 from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
 from ..ir.attributes import FreeNames, is_constant
+from ..ir.devices import device_of
 from ..ir.inputs import replace_inputs
 from ..ir.ledger import Ledger
 from ..ir.location import describe_point, locate
@@ -122,11 +123,12 @@ def _make_observers(
     """One observer module a group, registered on ``gm``: group index → attribute name."""
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
+    device = device_of(gm)
     # A tied weight may have as many groups as users, and each look goes through the users.
     constant = functools.cache(is_constant)
     for group in sharing.creation_order:
         if _needs_observer(group):
-            modules[group.index] = observer = _make_observer(group, sharing, modules, create)
+            modules[group.index] = observer = _make_observer(group, sharing, modules, create).to(device)
             tensors = dict.fromkeys(tensor_of(point) for point in group.points)
             is_of_one_constant = len({n.target for n in tensors}) == 1 and all(map(constant, tensors))
             if constants_once and is_of_one_constant and hasattr(observer, "observe_once"):

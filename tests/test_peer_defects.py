@@ -491,29 +491,66 @@ def other_branch(y: Tensor) -> Tensor:
     return y @ -y
 
 
+SQUARE = (torch.ones(4, 4),)
 NOT_QUANTIZED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
-    "cond": (lambda m, x: torch.cond(x.sum() > 0, branch, other_branch, (x,)), (torch.ones(4, 4),), "cond"),
-    "conv1d": (lambda m, x: F.relu(m.conv1d(x)), (torch.ones(1, 4, 8),), "conv1d"),
-    "matmul": (lambda m, x: x @ x, (torch.ones(4, 4),), "matmul"),
-    "split": (lambda m, x: torch.split(x, 2), (torch.ones(4, 4),), "split"),
-    "chunk": (lambda m, x: torch.chunk(x, 2), (torch.ones(4, 4),), "chunk"),
-    "topk": (lambda m, x: torch.topk(x, 2), (torch.ones(4, 4),), "topk"),
-    "lstm": (lambda m, x: m.lstm(x)[0], (torch.ones(2, 3, 4),), "lstm"),
+    "cond": (lambda m, x: torch.cond(x.sum() > 0, branch, other_branch, (x,)), SQUARE, "no-pattern"),
+    "matmul": (lambda m, x: x @ x, SQUARE, "two-activations"),
+    "split": (lambda m, x: torch.split(x, 2), SQUARE, "float-input"),
+    "chunk": (lambda m, x: torch.chunk(x, 2), SQUARE, "float-input"),
+    "topk": (lambda m, x: torch.topk(x, 2), SQUARE, "no-pattern"),
+    "lstm": (lambda m, x: m.lstm(x)[0], (torch.ones(2, 3, 4),), "recurrent"),
 }
 
 
 @pytest.mark.parametrize("case", NOT_QUANTIZED)
 def test_what_is_not_quantized_says_so(case: str) -> None:
-    """``cond`` branches, conv1d, matmul and nodes with tuple outputs are left float without a word."""
-    body, inputs, operator = NOT_QUANTIZED[case]
+    """``cond`` branches, matmul and nodes with tuple outputs are left float without a word."""
+    body, inputs, reason = NOT_QUANTIZED[case]
     both = Body(
-        lambda m, x, *rest: (m.conv(x), body(m, *rest)),
-        conv=conv(),
-        conv1d=nn.Conv1d(4, 4, 3),
-        lstm=nn.LSTM(4, 4, batch_first=True),
+        lambda m, x, *rest: (m.conv(x), body(m, *rest)), conv=conv(), lstm=nn.LSTM(4, 4, batch_first=True)
     )
     reasons = {d.node: (d.status, d.reason) for d in decisions(lower_pt2e(convert(both, X, *inputs)))}
     assert reasons["conv2d"] == ("quantized", "conv2d")
-    named = [status for node, status in reasons.items() if node.split("_")[0] == operator]
+    named = [status for node, status in reasons.items() if node.split("_")[0] == case]
     assert named
-    assert set(named) == {("float", "no-pattern")}
+    assert set(named) == {("float", reason)}
+
+
+def test_the_branches_of_cond_say_so_too() -> None:
+    model = Body(
+        lambda m, x: torch.cond(x.sum() > 0, branch, other_branch, (m.linear(x),)), linear=nn.Linear(4, 4)
+    )
+    made = {d.node: d for d in decisions(lower_pt2e(convert(model, *SQUARE)))}
+    for node in ("true_graph_0.matmul", "false_graph_0.neg", "false_graph_0.matmul"):
+        assert (made[node].status, made[node].reason) == ("float", "control-flow-body")
+        assert "%cond" in made[node].detail
+    assert made["linear"].status == "quantized"
+
+
+IN_LOW_PRECISION: dict[str, tuple[nn.Module, Tensor, set[str]]] = {
+    "conv1d": (nn.Conv1d(4, 4, 3), torch.randn(2, 4, 8), {"conv1d"}),
+    "conv1d-relu": (nn.Sequential(nn.Conv1d(4, 4, 3), nn.ReLU()), torch.randn(2, 4, 8), {"conv1d-relu"}),
+    "split": (
+        Body(
+            lambda m, x: [m.conv(y) for y in torch.split(m.wide(x), 4, 1)],
+            conv=conv(),
+            wide=nn.Conv2d(4, 8, 1),
+        ),
+        X,
+        {"conv2d", "split"},
+    ),
+    "chunk": (
+        Body(lambda m, x: [m.conv(y) for y in m.wide(x).chunk(2, 1)], conv=conv(), wide=nn.Conv2d(4, 8, 1)),
+        X,
+        {"conv2d", "chunk"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_LOW_PRECISION)
+def test_what_the_peer_leaves_float_runs_in_low_precision(case: str) -> None:
+    """``nn.Conv1d``, ``relu(conv1d)``, ``split`` and ``chunk`` are left float without a word."""
+    model, x, patterns = IN_LOW_PRECISION[case]
+    made = decisions(lower_pt2e(convert(model, x)))
+    assert {(d.status, d.reason) for d in made} == {("quantized", name) for name in patterns}
+    assert all(d.kernel for d in made)

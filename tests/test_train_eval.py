@@ -397,6 +397,22 @@ def test_weights_of_the_float_model_are_loaded(net: nn.Module) -> None:
     torch.testing.assert_close(prepared.eval()(X), net.eval()(X), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", [True, False], ids=["in training", "in evaluation"])
+def test_a_prepared_model_is_saved_whole(net: nn.Module, mode: bool) -> None:
+    model = prepare(net).train(mode)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.training is mode
+    assert torch.equal(convert_pt2e(loaded)(X), convert_pt2e(model)(X))
+    assert torch.equal(loaded.eval()(X), model.eval()(X))
+    for m in (loaded, model):
+        run(m.train()).square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(torch.equal(p.grad, gradients[name]) for name, p in loaded.named_parameters())
+
+
 # Dropout in training with quantization.
 
 

@@ -44,7 +44,14 @@ def main() -> None:
     show_default=True,
     help="Folder for the diff that each pass made.",
 )
-def demo(*, model: str, seed: int, threads: int, diffs: Path) -> None:
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("out/report.html"),
+    show_default=True,
+    help="File for the report: passes, graphs, decisions and observers on one page.",
+)
+def demo(*, model: str, seed: int, threads: int, diffs: Path, report: Path) -> None:
     """Quantize a model for X86, and show what it cost and what it gained.
 
     Exports the model, inserts observers, calibrates, converts, lowers to int8 kernels and compiles; then
@@ -52,6 +59,6 @@ def demo(*, model: str, seed: int, threads: int, diffs: Path) -> None:
     """
     torch.set_num_threads(threads)
     try:
-        run_demo(model, seed=seed, diffs=diffs, console=Console())
+        run_demo(model, seed=seed, diffs=diffs, report=report, console=Console())
     except LowbitError as error:
         raise click.ClickException(str(error)) from error

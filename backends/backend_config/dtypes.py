@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from ...ir.specs import (
 from .dtype_config import DTypeConfig, DTypeWithConstraints
 from .qconfig import QConfig, reuse_input_observer
 
-__all__ = ["Grid", "Observed", "Refused", "Specs", "choose_specs", "trains"]
+__all__ = ["Grid", "Observation", "Observed", "Refused", "Specs", "choose_specs", "observe"]
 
 
 @attrs.frozen
@@ -111,7 +110,28 @@ class Specs:
 _FLOAT: Final = Observed()
 
 
-@functools.cache
+@attrs.frozen(eq=False)
+class Observation:
+    """What the two constructors of a QConfig make."""
+
+    activation: Observed
+    weight: Observed
+
+    @property
+    def trains(self) -> bool:
+        """Whether one of them is a fake quantizer."""
+        return any(isinstance(each.module, FakeQuantizeBase) for each in (self.activation, self.weight))
+
+
+def observe(qconfig: QConfig) -> Observation:
+    """What the constructors of ``qconfig`` make.
+
+    Raises:
+        SpecError: one makes no observer.
+    """
+    return Observation(_observed(qconfig.activation), _observed(qconfig.weight))
+
+
 def _observed(constructor: Callable[[], nn.Module] | None) -> Observed:
     if constructor is None or constructor is nn.Identity:
         return _FLOAT
@@ -151,24 +171,19 @@ def _spec(
     return QuantizationSpec(
         dtype,
         constructor,
-        qscheme=None if dtype in CAST_DTYPES else made.qscheme,
+        qscheme=None if dtype in CAST_DTYPES else getattr(made, "qscheme", None),
         ch_axis=getattr(made, "ch_axis", None),
         is_dynamic=dynamic,
     )
 
 
-def trains(qconfig: QConfig) -> bool:
-    """Whether ``qconfig`` has a fake quantizer."""
-    return any(
-        isinstance(_observed(c).module, FakeQuantizeBase) for c in (qconfig.activation, qconfig.weight)
-    )
-
-
-def choose_specs(qconfig: QConfig, dtype_configs: list[DTypeConfig], has_weight: bool) -> Specs | Refused:
-    """What ``qconfig`` asks for, if it agrees with one of ``dtype_configs``; the first that it agrees with.
+def choose_specs(
+    observation: Observation, dtype_configs: list[DTypeConfig], has_weight: bool
+) -> Specs | Refused:
+    """What a QConfig asks for, if it agrees with one of ``dtype_configs``; the first that it agrees with.
 
     Args:
-        qconfig: how to observe.
+        observation: what the QConfig makes.
         dtype_configs: what the backend takes.
         has_weight: whether the operator has a weight, so that what is said of one counts.
 
@@ -176,11 +191,8 @@ def choose_specs(qconfig: QConfig, dtype_configs: list[DTypeConfig], has_weight:
         The specs, or why there are none: of the config whose dtypes agree, if there is one, else that
         no dtypes do. Reasons are ``dtypes-not-supported``, ``quantization-range``, ``scale-too-small`` and
         ``parameters-not-fixed``.
-
-    Raises:
-        SpecError: a constructor of ``qconfig`` makes no observer.
     """
-    activation, weight = _observed(qconfig.activation), _observed(qconfig.weight)
+    activation, weight = observation.activation, observation.weight
     refused: list[Refused] = []
     for config in dtype_configs:
         if activation.reuses_input:

@@ -7,12 +7,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...errors import SpecError
+from ...ir.annotation import is_annotated
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...passes.fold_batch_norm import fold_batch_norms
 from .annotation import Written, annotate_place, is_float
 from .config import BackendConfig
-from .dtypes import Refused, Specs, choose_specs, trains
+from .dtypes import Observation, Refused, Specs, choose_specs, observe
 from .pattern_config import ObservationType
 from .qconfig import QConfig
 from .qconfig_mapping import QConfigMapping
@@ -64,9 +65,10 @@ class BackendConfigQuantizer(Quantizer):
         self._ledger = ledger
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the places where the rules of the backend apply."""
-        units = read_units(model.graph, self._book.classes)
-        qconfigs = select_qconfigs(units, self._mapping)
+        """Annotate the places where the rules of the backend apply; what is annotated already stays so."""
+        all_units = read_units(model.graph, self._book.classes)
+        qconfigs = select_qconfigs(all_units, self._mapping)
+        units = [unit for unit in all_units if not any(map(is_annotated, unit.nodes))]
         plan = _Plan(self._book, qconfigs, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
         plan.make(units)
         if not self._is_qat:
@@ -93,6 +95,7 @@ class _Plan:
         places: where something is quantized, in graph order.
         part_of: the rule that each unit is quantized by.
         refused: why units stay float, those that a rule was tried for.
+        observed: what each QConfig makes.
         folded: the BatchNorms that are no longer in the graph.
     """
 
@@ -103,6 +106,7 @@ class _Plan:
     places: list[tuple[Place, Specs]] = attrs.Factory(list)
     part_of: dict[Unit, Rule] = attrs.Factory(dict)
     refused: dict[Unit, Refused] = attrs.Factory(dict)
+    observed: dict[int, Observation] = attrs.Factory(dict)
     folded: frozenset[Node] = frozenset()
 
     def make(self, units: list[Unit]) -> None:
@@ -139,7 +143,10 @@ class _Plan:
             return Refused("fused-only", f"no config quantizes what {place.rule.name} is fused into")
         if config.observation_type is ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
             return Refused("not-observed", f"as {place.rule.name}")
-        if not self.is_qat and trains(qconfig):
+        # By identity: the same QConfig serves many operators, and need not be hashable.
+        observation = self.observed.get(id(qconfig)) or observe(qconfig)
+        self.observed[id(qconfig)] = observation
+        if not self.is_qat and observation.trains:
             raise SpecError(
                 f"{qconfig} has fake quantizers, which observe in training only",
                 hint="use prepare_qat_fx, or a QConfig of observers",
@@ -148,14 +155,14 @@ class _Plan:
             value = producer.meta.get("val")
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
                 return Refused("activation-not-float32", f"%{producer.name} is {value.dtype}")
-        return choose_specs(qconfig, config.dtype_configs, any(unit.weights for unit in place.units))
+        return choose_specs(observation, config.dtype_configs, any(unit.weights for unit in place.units))
 
     def fold(self, model: GraphModule, ledger: Ledger) -> None:
         """Fold the BatchNorms that places have behind other operators; give up where that fails."""
         norms = {
             node: place for place, _ in self.places for unit in place.units[1:] for node in _batch_norms(unit)
         }
-        folded = fold_batch_norms(model, list(norms), ledger)
+        folded = fold_batch_norms(model, sorted(norms), ledger)
         failed = {norms[norm]: None for norm in norms if norm not in folded}
         for place in failed:
             refused = Refused("batch-norm-not-folded", f"as part of {place.rule.name}")

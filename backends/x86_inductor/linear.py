@@ -66,8 +66,9 @@ class QLinearAdd:
         """Insert packing and linear."""
         head = _head(call)
         # Of other layouts the kernel takes the numbers in the wrong order. Where it is dense, this is free.
-        dense = {"memory_format": torch.contiguous_format}
-        other = call.graph.call_function(_aten.contiguous.default, (call.float("other"),), dense)
+        other = call.graph.call_function(
+            _aten.contiguous.default, (call.float("other"),), {"memory_format": torch.contiguous_format}
+        )
         arguments = (*head, other, call.float("bias"), *output_arguments(call))
         post = post_arguments(call, self.post)
         result = call.graph.call_function(_qlinear.binary, (*arguments, 1.0, 0, "add", 1.0, *post))

@@ -13,6 +13,11 @@ __all__ = ["check_observable", "finite_min_max", "flatten_dense", "not_finite"]
 
 def check_observable(x: object) -> None:
     """Raise :class:`CalibrationDataError` unless ``x`` is a tensor of a real floating-point dtype."""
+    if isinstance(x, Tensor) and x.is_meta:
+        raise CalibrationDataError(
+            "an observer was handed a tensor on the meta device, which has no values",
+            hint="run the prepared model on real data, on a real device",
+        )
     if isinstance(x, Tensor) and x.is_floating_point():
         return
     what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

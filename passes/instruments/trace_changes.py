@@ -10,7 +10,7 @@ import logging
 from typing import Final
 
 import attrs
-from torch._logging._internal import trace_structured
+from torch._logging._internal import LazyTraceHandler, trace_structured
 from torch.fx import GraphModule
 
 from ..base import Pass
@@ -47,4 +47,4 @@ class TraceChanges:
 
 def _is_written() -> bool:
     # Until its first record, torch keeps a handler that would find out that there is no folder to write to.
-    return any(getattr(handler, "root_dir", "") is not None for handler in _TRACE.handlers)
+    return any(isinstance(h, LazyTraceHandler) and h.root_dir is not None for h in _TRACE.handlers)

@@ -25,6 +25,8 @@ def write_quantize(graph: Graph, node: Node) -> Node:
     scale, zero_point = _parameters(graph, node)
     if isinstance(scale, Node):
         inverse = graph.call_function(_aten.reciprocal.default, (scale,))
+        # It is float64 where it is found at run time, which next to one number would be the product's dtype.
+        inverse = graph.call_function(_aten.to.dtype, (inverse, torch.float32))
     else:
         inverse = 1.0 / scale
     x = args[0]
@@ -46,7 +48,8 @@ def write_dequantize(graph: Graph, node: Node) -> Node:
     value = graph.call_function(_aten.to.dtype, (node.args[0], out_dtype))
     if zero_point is not None and zero_point != 0:
         value = graph.call_function(_aten.sub.Tensor, (value, zero_point))
-    return graph.call_function(_aten.mul.Tensor, (value, scale))
+    value = graph.call_function(_aten.mul.Tensor, (value, scale))
+    return graph.call_function(_aten.to.dtype, (value, out_dtype)) if isinstance(scale, Node) else value
 
 
 def _parameters(graph: Graph, node: Node) -> tuple[Any, Any]:

@@ -75,7 +75,7 @@ class RunFlow(Protocol):
     ) -> Flow: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_flow() -> RunFlow:
     """Export, prepare with the X86 preset that this CPU has kernels for, calibrate, convert and lower."""
 

@@ -266,7 +266,7 @@ def test_touched_nodes_always_appear_and_others_never(data: st.DataObject) -> No
     old = list(gm.graph.nodes)
     before, states = take_snapshot(gm), {node: state(node) for node in old}
     edits = Edits(gm)
-    for name in data.draw(st.lists(st.sampled_from(EDITS), max_size=6), "edits"):
+    for name in data.draw(st.lists(st.sampled_from(EDITS), min_size=1, max_size=8), "edits"):
         if edits.nodes():
             getattr(edits, name)(data.draw(st.sampled_from(edits.nodes())), data)
     after = take_snapshot(gm)

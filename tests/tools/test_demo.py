@@ -106,14 +106,15 @@ def test_version_and_help() -> None:
     assert runner.invoke(main, ["--version"]).output == f"lowbit, version {metadata.version('lowbit')}\n"
     shown = runner.invoke(main, ["demo", "-h"])
     assert shown.exit_code == 0
-    assert {"--model", "--seed", "--threads", "--diffs"} <= set(shown.output.split())
+    assert {"--model", "--seed", "--threads", "--diffs", "--report"} <= set(shown.output.split())
     assert runner.invoke(main, ["demo", "--model", "nothing"]).exit_code == 2
 
 
 def test_the_whole_demo(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
-        result = CliRunner().invoke(main, ["demo", "--diffs", str(tmp_path / "diffs")])
+        places = ["--diffs", str(tmp_path / "diffs"), "--report", str(tmp_path / "report.html")]
+        result = CliRunner().invoke(main, ["demo", *places])
     finally:
         torch.set_num_threads(threads)
     assert result.exception is None
@@ -125,6 +126,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert abs(int8 - float32) <= 1
     for word in ("size on disk", "latency", "insert-observers", "fold-quantize", "emit-inductor"):
         assert word in result.output
+    assert "emit-inductor" in (tmp_path / "report.html").read_text(encoding="utf-8")
     names = sorted(path.name for path in (tmp_path / "diffs").iterdir())
     assert [name[:2] for name in names] == [f"{index:02}" for index in range(len(names))]
     assert any("fold-batch-norm" in name for name in names)

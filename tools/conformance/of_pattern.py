@@ -99,7 +99,7 @@ def is_annotated_where_the_table_says(flows: Flows, pattern: OperatorPattern) ->
 def gives_each_tensor_the_spec_of_its_role(flows: Flows, pattern: OperatorPattern) -> None:
     """Activations, weights and biases have the preset's specs, and nothing else has any."""
     for run, branch in _supported(flows, pattern):
-        annotations = run.annotations[branch.path]
+        annotations = run.annotations.get(branch.path, [])
         own = [node for node, _ in annotations]
         found: dict[Role, list[object]] = {}
         for _, annotation in annotations:
@@ -116,7 +116,9 @@ def gives_each_tensor_the_spec_of_its_role(flows: Flows, pattern: OperatorPatter
 def quantizes_its_output_if_it_must(flows: Flows, pattern: OperatorPattern) -> None:
     """The output has a spec where the kernel writes low precision only, or has that of the input."""
     for run, branch in _supported(flows, pattern):
-        outputs = [a.output_qspec for _, a in run.annotations[branch.path] if a.output_qspec is not None]
+        outputs = [
+            a.output_qspec for _, a in run.annotations.get(branch.path, []) if a.output_qspec is not None
+        ]
         if pattern.sharing is Sharing.SAME_AS_INPUT:
             expect(bool(outputs), "what moves values does not share its output")
             shared = all(isinstance(output, SharedQuantizationSpec) for output in outputs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import attrs
 import torch
@@ -15,7 +14,7 @@ from ...backends.x86_inductor import (
     get_default_x86_inductor_quantization_config,
     has_vnni,
 )
-from ...passes.instruments import DiffToFolder, PassRecord, Timing
+from ...passes.instruments import Instrument, PassRecord, Timing
 from ...quantize_pt2e import calibrate, convert_pt2e, lower_pt2e, prepare_pt2e
 
 __all__ = ["QuantizedModel", "quantize"]
@@ -39,7 +38,11 @@ class QuantizedModel:
 
 
 def quantize(
-    model: nn.Module, calibration: Iterable[Tensor], *, example: Tensor, diffs: Path | None = None
+    model: nn.Module,
+    calibration: Iterable[Tensor],
+    *,
+    example: Tensor,
+    instruments: Sequence[Instrument] = (),
 ) -> QuantizedModel:
     """Quantize ``model`` (in eval mode) for X86 with the default static int8 configuration.
 
@@ -49,18 +52,16 @@ def quantize(
         model: takes one tensor.
         calibration: batches of the shape of ``example``.
         example: the input that is exported with.
-        diffs: the folder that the diff of each pass is written to.
+        instruments: what looks on while the passes of all verbs run.
     """
     exported = torch.export.export(model, (example,)).module()
     preset = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer = X86InductorQuantizer().set_global(preset)
 
     timings = {"prepare": Timing(), "convert": Timing(), "lower": Timing()}
-    shared = (DiffToFolder(diffs),) if diffs is not None else ()
-
-    prepared = prepare_pt2e(exported, quantizer, instruments=(timings["prepare"], *shared))
+    prepared = prepare_pt2e(exported, quantizer, instruments=(timings["prepare"], *instruments))
     calibrate(prepared, calibration, progress=False)
-    converted = convert_pt2e(prepared, instruments=(timings["convert"], *shared))
-    lowered = lower_pt2e(converted, instruments=(timings["lower"], *shared))
+    converted = convert_pt2e(prepared, instruments=(timings["convert"], *instruments))
+    lowered = lower_pt2e(converted, instruments=(timings["lower"], *instruments))
     records = {verb: timing.records for verb, timing in timings.items()}
     return QuantizedModel(exported, converted, lowered, records)

@@ -15,8 +15,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from ...backends.x86_inductor import has_vnni
+from ...passes.instruments import DiffToFolder
 from ..interleaved import Timings, time_interleaved
 from ..models import resnet18
+from ..report import Report, write_report
 from .data import blended_colours, load_digits
 from .measure import Classifier, accuracy, agreement, saved_bytes
 from .quantize import QuantizedModel, quantize
@@ -43,7 +45,7 @@ class Subject:
     rounds: int
 
 
-def run_demo(name: str, *, seed: int, diffs: Path, console: Console) -> None:
+def run_demo(name: str, *, seed: int, diffs: Path, report: Path, console: Console) -> None:
     """Run the demo of one of :data:`SUBJECTS` and show its tables on ``console``.
 
     Raises:
@@ -57,8 +59,13 @@ def run_demo(name: str, *, seed: int, diffs: Path, console: Console) -> None:
     # What oneDNN's kernels of both dtypes are fastest on; torch's stub of `to` lacks this overload.
     model = subject.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     example = subject.calibration[0]
+    recorded = Report()
     with _step(console, "exported, calibrated, converted and lowered"), torch.no_grad():
-        quantized = quantize(model, subject.calibration, example=example, diffs=diffs)
+        instruments = (DiffToFolder(diffs), recorded)
+        quantized = quantize(model, subject.calibration, example=example, instruments=instruments)
+    with _step(console, "wrote the report"):
+        # The model runs in float64 for it; a few images are enough.
+        write_report(report, recorded, title=name, inputs=(example[:4],))
     with torch.no_grad():
         compiled = {"float32": torch.compile(quantized.exported), "int8": torch.compile(quantized.lowered)}
         for dtype, run in compiled.items():
@@ -75,7 +82,7 @@ def run_demo(name: str, *, seed: int, diffs: Path, console: Console) -> None:
     title = f"{name}, compiled, {threads} {'thread' if threads == 1 else 'threads'}, seed {seed}"
     console.print(results_table(title, rows))
     console.print(passes_table(quantized.passes))
-    console.print(f"What each pass changed: {diffs}/", soft_wrap=True)
+    console.print(f"What each pass changed: {diffs}/, and as a page: {report}", soft_wrap=True)
 
 
 def _size_row(quantized: QuantizedModel) -> Row:

@@ -24,6 +24,7 @@ __all__ = ["LITERAL", "encode", "encode_order"]
 LITERAL: Final = -1
 """In an encoded order, in place of a position: what follows is a node itself."""
 
+
 def encode(
     report: Report, *, title: str, with_times: bool, errors: Mapping[int, NodeError] | None
 ) -> dict[str, Any]:
@@ -137,7 +138,9 @@ def _observations(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     if runs and runs[-1].moments[-1].stage is Stage.OBSERVED:
         # Nobody has converted the model yet; what its observers saw so far is of interest already.
         last = runs[-1]
-        yield from _with_groups(observations(last.gm, lambda node: last.keys[node.meta[ID_KEY]]), last.moments[-1].rows)
+        yield from _with_groups(
+            observations(last.gm, lambda node: last.keys[node.meta[ID_KEY]]), last.moments[-1].rows
+        )
 
 
 def _with_groups(seen: Sequence[Observation], rows: Mapping[int, Row]) -> Iterator[dict[str, Any]]:

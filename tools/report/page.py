@@ -88,7 +88,7 @@ def _errors(report: Report, inputs: Sequence[Any]) -> dict[int, NodeError]:
 
 
 def _page(title: str, data: dict[str, Any]) -> str:
-    # Only who writes a report needs a template engine.
+    # Imported here, since only who writes a report needs it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

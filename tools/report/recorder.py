@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 from torch.fx import GraphModule, Node
 
@@ -136,14 +134,10 @@ class Report:
 
 def _aligned(before: Snapshot, after: Snapshot) -> list[tuple[int, int]]:
     """The ids of the same nodes in two snapshots, nested graphs included."""
-    pairs = [
-        (before.records[old].id, after.records[new].id) for old, new in align(before, after).items()
-    ]
+    pairs = [(before.records[old].id, after.records[new].id) for old, new in align(before, after).items()]
     found: list[tuple[int, int]] = [(a, b) for a, b in pairs if a is not None and b is not None]
     for target, attribute in after.attributes.items():
         earlier = before.attributes.get(target)
         if attribute is not None and attribute.graph is not None and earlier is not None:
             found += _aligned(earlier.graph, attribute.graph) if earlier.graph is not None else []
     return found
-
-

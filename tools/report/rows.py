@@ -19,7 +19,7 @@ from ...ir.text.short import format_arguments, format_spec, format_target, forma
 __all__ = ["NODE", "OUTPUT", "REMARK", "Row", "RowMaker"]
 
 NODE: Final = "\ue000"
-"""Stands for a node in the text of an argument. It is a private character, which no literal of a graph has."""
+"""Stands for a node in the text of an argument: a private character, which no literal of a graph has."""
 OUTPUT: Final = -1
 """In place of a node among the specs of a row: the spec of its output."""
 REMARK: Final = -2

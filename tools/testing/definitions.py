@@ -6,6 +6,7 @@ A law looks at one run of a pass on a generated graph and raises :class:`LawBrok
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,11 +16,11 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ...errors import ContractError, StageError, UnsupportedError
 from ...ir.aliasing import is_write
-from ...ir.annotation import get_annotation
+from ...ir.annotation import QuantizationAnnotation, get_annotation
 from ...ir.attributes import find_attribute
 from ...ir.clone import clone_graph_module
 from ...ir.meta import ID_KEY, ORIGIN_KEY
-from ...ir.points import owner_of, tensor_of
+from ...ir.points import annotated_points, owner_of, tensor_of
 from ...ir.sharing import resolve_sharing
 from ...ir.specs import DerivedQuantizationSpec, SharedQuantizationSpec
 from ...ir.stages import Stage, get_stage
@@ -35,7 +36,16 @@ __all__ = ["LAWS", "Law", "LawBroken", "Run"]
 
 
 class LawBroken(AssertionError):  # noqa: N818  (it says what happened)
-    """A pass broke a law."""
+    """A pass broke a law.
+
+    Args:
+        text: what was found.
+        law: the name of the law, where it is known.
+    """
+
+    def __init__(self, text: str, *, law: str = "") -> None:
+        super().__init__(text)
+        self.law = law
 
 
 @attrs.frozen(eq=False)
@@ -88,7 +98,7 @@ def meaning_kept(run: Run) -> None:
 
 def runs(run: Run) -> None:
     """The graph runs, returns tensors of the shapes and dtypes it returned, and its metadata says what is."""
-    if not run.change.changed:
+    if not run.change.changed and not _describes_anew(run):
         return
     want = _forms(_results(run.before, run.inputs, checks_metadata=False))
     try:
@@ -99,6 +109,11 @@ def runs(run: Run) -> None:
         raise LawBroken(f"it does not run: {type(error).__name__}: {error}") from error
     if want != got:
         raise LawBroken(f"it returns {got} in place of {want}")
+
+
+def _describes_anew(run: Run) -> bool:
+    values = ([n.meta.get("val") for n in gm.graph.nodes] for gm in (run.before, run.after))
+    return any(old is not new for old, new in zip(*values, strict=False))
 
 
 _Form = tuple[tuple[int, ...], torch.dtype]
@@ -163,45 +178,55 @@ def blind_to_names(run: Run) -> None:
 
 
 def annotations_preserved(run: Run) -> None:
-    """Nodes that stay keep their annotations, as long as graphs have any."""
+    """As long as graphs have annotations, no spec gets lost, though it may move to another point."""
     if get_stage(run.after) is not Stage.ANNOTATED or get_stage(run.before) is not Stage.ANNOTATED:
         return
-    now = {node.name: node for node in run.after.graph.nodes}
-    for node in run.before.graph.nodes:
-        old, new = get_annotation(node), now.get(node.name)
-        if old is None or new is None:
-            continue
-        kept = get_annotation(new)
-        if kept is None or _specs(kept) != _specs(old):
-            raise LawBroken(f"%{node.name} was annotated {_specs(old)} and is {kept and _specs(kept)}")
+    before, after = (
+        Counter(spec for node in gm.graph.nodes for spec in _specs(get_annotation(node)))
+        for gm in (run.before, run.after)
+    )
+    if before - after:
+        raise LawBroken(f"specs are lost: {dict(before - after)}")
 
 
-def _specs(annotation: Any) -> list[str]:
-    """The specs of an annotation; those of other points without the points, which may have other names now."""
+def _specs(annotation: QuantizationAnnotation | None) -> list[str]:
+    """The specs of an annotation; those of other points without the points, whose names may differ."""
+    if annotation is None:
+        return []
     specs = [s for s in (*annotation.input_qspec_map.values(), annotation.output_qspec) if s is not None]
     refers = (SharedQuantizationSpec, DerivedQuantizationSpec)
-    return sorted(type(s).__name__ if isinstance(s, refers) else repr(s) for s in specs)
+    return [type(s).__name__ if isinstance(s, refers) else repr(s) for s in specs]
 
 
 def one_observer_a_group(run: Run) -> None:
-    """Points have one observer if and only if they share one scale and zero point."""
-    if run.pass_.ensures is not Stage.OBSERVED:
+    """Points have one observer if and only if they share one scale and zero point.
+
+    Whatever the resolver of sharing says, one observer is of one spec, and of one tensor unless specs refer
+    to each other.
+    """
+    if run.pass_.ensures is not Stage.OBSERVED or any(map(is_write, run.before.graph.nodes)):
         return
     now = {node.name: node for node in run.after.graph.nodes}
-    observer_of: dict[int, Any] = {}
-    group_of: dict[int, int] = {}
+    points = annotated_points(run.before.graph)
+    refers = any(isinstance(spec, (SharedQuantizationSpec, DerivedQuantizationSpec)) for _, spec in points)
+    specs = dict(points)
+    group_of: dict[int, tuple[int, Any, Any]] = {}
     for group in resolve_sharing(run.before.graph).groups:
+        observers: set[int] = set()
         for point in group.points:
-            if isinstance(point, Node):
+            if isinstance(point, Node) or owner_of(point).name not in now:
                 continue
-            reader, source = now.get(owner_of(point).name), tensor_of(point).name
-            observer = None if reader is None else _observer_between(run.after, source, reader)
+            source = tensor_of(point)
+            observer = _observer_between(run.after, source.name, now[owner_of(point).name])
             if observer is None:
-                continue
-            if observer_of.setdefault(group.index, observer) is not observer:
-                raise LawBroken(f"the points of group {group.index} have two observers: {group}")
-            if group_of.setdefault(id(observer), group.index) != group.index:
-                raise LawBroken(f"groups {group_of[id(observer)]} and {group.index} have one observer")
+                raise LawBroken(f"what %{owner_of(point).name} reads of %{source.name} has no observer")
+            observers.add(id(observer))
+            spec = group.spec if refers else specs[point]
+            known = group_of.setdefault(id(observer), (group.index, spec, None if refers else source))
+            if known != (group.index, spec, None if refers else source):
+                raise LawBroken(f"points of other specs, tensors or groups have the observer of {group}")
+        if len(observers) > 1:
+            raise LawBroken(f"the points of {group} have {len(observers)} observers")
 
 
 def _observer_between(gm: GraphModule, source: str, reader: Node) -> Any:
@@ -234,6 +259,24 @@ def report_honest(run: Run) -> None:
         raise LawBroken("the pass said that it changed the graph, and it did not")
 
 
+def nothing_left_over(run: Run) -> None:
+    """No parameter or buffer stays that nothing reads any more."""
+    left = _unread(run.after) - _unread(run.before)
+    if left:
+        raise LawBroken(f"nothing reads {', '.join(sorted(left))} any more, and it stays")
+
+
+def _unread(gm: GraphModule) -> set[str]:
+    read = {str(node.target) for node in gm.graph.nodes if node.op in {"get_attr", "call_module"}}
+    tensors = {name for name, _ in (*gm.named_parameters(), *gm.named_buffers())}
+    return {name for name in tensors if name not in read and not any(map(read.__contains__, _owners(name)))}
+
+
+def _owners(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
 def _relabels(run: Run) -> bool:
     """Whether what lowbit keeps in metadata differs, which passes tell each other by."""
     before, after = (
@@ -251,6 +294,7 @@ LAWS: Final[tuple[Law, ...]] = (
     meaning_kept,
     runs,
     report_honest,
+    nothing_left_over,
     annotations_preserved,
     one_observer_a_group,
     idempotent,

@@ -39,6 +39,7 @@ def _weight(qscheme: torch.qscheme, low: int = -128) -> QuantizationSpec:
 ACTIVATIONS: Final = (
     None,
     _activation(torch.uint8, 0, 127),
+    QuantizationSpec(torch.uint8, MovingAverageMinMaxObserver, 0, 127, torch.per_tensor_affine),
     _activation(torch.int8, -128, 127),
     _activation(torch.int8, -127, 127, torch.per_tensor_symmetric),
     QuantizationSpec(torch.uint8, PlaceholderObserver, 0, 255, torch.per_tensor_affine, is_dynamic=True),
@@ -54,6 +55,7 @@ WEIGHTS: Final = (
 
 _TRAINED: Final = {
     MinMaxObserver: MovingAverageMinMaxObserver,
+    MovingAverageMinMaxObserver: MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver: MovingAveragePerChannelMinMaxObserver,
 }
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lowbit import (
     BackendConfig,
     BackendPatternConfig,
+    ComposableQuantizer,
     Decision,
     DTypeConfig,
     DTypeWithConstraints,
@@ -20,9 +21,11 @@ from lowbit import (
     ObservationType,
     QConfig,
     QConfigMapping,
+    XNNPACKQuantizer,
     convert_fx,
     decisions,
     get_default_qconfig_mapping,
+    get_symmetric_quantization_config,
     lower_pt2e,
     prepare_fx,
     prepare_pt2e,
@@ -461,6 +464,20 @@ def test_channels_of_transposed_convolutions() -> None:
     (weight,) = calls(converted, qd.DEQUANTIZE_PER_CHANNEL)
     assert weight.args[3] == 1
     assert converted.get_buffer(str(weight.args[1].target)).numel() == 5
+
+
+def test_composed_with_another_quantizer() -> None:
+    model = Chain(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
+    first = XNNPACKQuantizer().set_module_type(nn.Linear, get_symmetric_quantization_config())
+    second = bc.BackendConfigQuantizer(bc.get_native_backend_config(), EVERYWHERE)
+    exported = torch.export.export(model.eval(), (X,)).module()
+    prepared = prepare_pt2e(exported, ComposableQuantizer([first, second]))
+    prepared(X)
+    converted = convert_fx(prepared)
+    assert set(statuses(converted).values()) == {"conv2d", "linear"}
+    (linear,) = calls(converted, torch.ops.aten.linear.default)
+    # int8 as XNNPACK has it, not uint8.
+    assert linear.args[0].args[5] is torch.int8
 
 
 @pytest.mark.parametrize("strict", [False, True])

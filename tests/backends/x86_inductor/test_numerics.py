@@ -2,6 +2,7 @@
 
 Shapes are drawn from a seed. Many of them are branches of one model, so that export and passes run a few
 times, not hundreds of times. All of it is eager: that compiled kernels give the same is for test_compile.
+Many more shapes, of every pattern and without the way there, are in test_generated.
 """
 
 from __future__ import annotations
@@ -211,17 +212,16 @@ def check(cases: list[Case], *, reduce_range: bool | None = None) -> None:
     assert_within_one_step(converted, lowered, [tuple(1.7 * x for x in xs) for xs in inputs])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_generated_convolutions(seed: int) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     check([draw_conv(rng) for _ in range(32)])
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_generated_linears(seed: int) -> None:
-    rng = random.Random(100 + seed)
-    torch.manual_seed(seed)
+def test_generated_linears() -> None:
+    rng = random.Random(100)
+    torch.manual_seed(0)
     check([draw_linear(rng) for _ in range(24)])
 
 

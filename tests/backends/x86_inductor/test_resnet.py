@@ -15,6 +15,7 @@ from lowbit import (
     decisions,
     get_default_x86_inductor_quantization_config,
     lower_pt2e,
+    lowering_report,
     prepare_pt2e,
 )
 from lowbit.backends.x86_inductor import has_vnni
@@ -142,6 +143,9 @@ def test_every_float_operator_has_a_decision(network: dict[bool, Flow]) -> None:
         assert sum(by_pattern.values()) == convolutions
         floats = [n for n in flow.converted.graph.nodes if is_float_operator(n)]
         assert {n.name for n in floats} == set(made)
+        report = lowering_report(flow.lowered)
+        assert len(report.lowered) > convolutions
+        assert report.missed == ()
 
 
 def is_float_operator(node: Node) -> bool:

@@ -5,6 +5,7 @@ Run as a script by ``test_distributed.py``, which compares what the ranks write 
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         "learned": learn(learned, DistributedDataParallel(learned), rank, ranks),
         "bad data": meet_bad_data(run, rank),
     }
-    for name, model in (("trained", prepared_model()), ("frozen", freeze_bn_stats(prepared_model()))):
+    prepared = prepared_model()
+    for name, model in (("frozen", freeze_bn_stats(copy.deepcopy(prepared))), ("trained", prepared)):
         run = DistributedDataParallel(model)
         report[name] = train(model, run, rank, ranks)
         report[f"{name} evaluated"] = evaluate(model, run)

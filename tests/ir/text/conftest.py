@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -18,10 +17,14 @@ from lowbit.backends.x86_inductor import (
 from lowbit.ir.annotation import QuantizationAnnotation, set_annotation
 from lowbit.ir.meta import ANNOTATION_KEY
 from lowbit.ir.observers import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
+    LearnableFakeQuantize,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
-    PerChannelMinMaxObserver,
+    disable_fake_quant,
+    disable_observer,
 )
 from lowbit.ir.specs import (
     DerivedQuantizationSpec,
@@ -43,20 +46,15 @@ HISTOGRAM = QuantizationSpec(
     torch.uint8, HistogramObserver.with_args(eps=2**-12, bins=16, range_rule="min-max"), 0, 127
 )
 AVERAGE = QuantizationSpec(torch.int8, MovingAverageMinMaxObserver.with_args(averaging_constant=0.5))
-WEIGHT = QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, 0)
+FUSED = QuantizationSpec(
+    torch.uint8,
+    FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=2**-12),
+    0,
+    127,
+)
+FAKE = QuantizationSpec(torch.int8, FakeQuantize.with_args(observer=MinMaxObserver), -128, 127)
+LEARNABLE = QuantizationSpec(torch.uint8, LearnableFakeQuantize, 0, 255)
 FIXED = FixedQParamsQuantizationSpec(torch.uint8, 1 / 256, 0)
-
-
-class Moment(enum.Enum):
-    """Where in the pipeline a graph is."""
-
-    FLOAT = "float"
-    ANNOTATED = "annotated"
-    RESOLVED = "resolved"
-    OBSERVED = "observed"
-    HALF_CALIBRATED = "half calibrated"
-    CONVERTED = "converted"
-    LOWERED = "lowered"
 
 
 def derive(observers):
@@ -66,10 +64,11 @@ def derive(observers):
 
 
 class AnyQuantizer(Quantizer):
-    """Annotates at random."""
+    """Annotates at random, with ``specs``."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, specs: tuple[QuantizationSpec, ...]) -> None:
         self.random = random
+        self.specs = specs
 
     def annotate(self, model: GraphModule) -> GraphModule:
         annotated: list[Node] = []
@@ -89,13 +88,12 @@ class AnyQuantizer(Quantizer):
         if node.target is aten.linear.default and self.random.random() < 0.7:
             x, weight, bias = node.args
             derived = DerivedQuantizationSpec([(x, node), (weight, node)], derive, torch.int32)
-            return QuantizationAnnotation(
-                {x: choose([UINT8, HISTOGRAM]), weight: UINT8, bias: derived}, UINT8, _annotated=True
-            )
-        output = choose([None, UINT8, HISTOGRAM, AVERAGE, FIXED, SharedQuantizationSpec(annotated[-1])])\
-            if annotated else choose([UINT8, AVERAGE, HISTOGRAM])  # fmt: skip
+            specs = {x: choose(self.specs), weight: self.specs[0], bias: derived}
+            return QuantizationAnnotation(specs, self.specs[0], _annotated=True)
+        shared = [SharedQuantizationSpec(annotated[-1]), FIXED, None] if annotated else []
+        output = choose([*self.specs, *shared])
         inputs = {
-            source: choose([UINT8, HISTOGRAM, None])
+            source: choose([*self.specs, None])
             for source in node.all_input_nodes
             if isinstance(source.meta.get("val"), torch.Tensor) and self.random.random() < 0.4
         }
@@ -229,26 +227,46 @@ def inputs_of(gm: GraphModule) -> list[torch.Tensor]:
     return [torch.randn(2, 4, generator=generator) for _ in gm.graph.find_nodes(op="placeholder")]
 
 
-def make_graph(random: Random, moment: Moment, length: int) -> GraphModule:
+def passes(gm: GraphModule, names: str, quantizer: Quantizer) -> GraphModule:
+    return PassManager().run(gm, Pipeline.parse(names), PassContext(quantizer=quantizer))
+
+
+def calibration_flow(random: Random, length: int) -> Iterator[tuple[str, GraphModule]]:
+    """A random graph at every moment of post-training quantization, by name."""
+    quantizer = AnyQuantizer(random, (UINT8, HISTOGRAM, AVERAGE))
     gm = Maker(random, length).finish()
-    if moment is Moment.FLOAT:
-        return gm
-    if moment is Moment.LOWERED:
-        config = get_default_x86_inductor_quantization_config(reduce_range=True)
-        prepared = prepare_pt2e(gm, X86InductorQuantizer().set_global(config))
-        prepared(*inputs_of(prepared))
-        return lower_pt2e(convert_pt2e(prepared), pack_weights=False)
-    names = "annotate, resolve-sharing, insert-observers"
-    names = {Moment.ANNOTATED: "annotate", Moment.RESOLVED: "annotate, resolve-sharing"}.get(moment, names)
-    context = PassContext(quantizer=AnyQuantizer(random))
-    gm = PassManager().run(gm, Pipeline.parse(names), context)
-    if moment in (Moment.HALF_CALIBRATED, Moment.CONVERTED):
-        with torch.no_grad():
-            gm(*inputs_of(gm))
-    if moment is Moment.CONVERTED:
-        names = "observers-to-qdq, duplicate-dequantize, fold-quantize, propagate-metadata"
-        gm = PassManager().run(gm, Pipeline.parse(names), context)
-    return gm
+    yield "float", gm
+    for names in ("annotate", "resolve-sharing", "insert-observers"):
+        gm = passes(gm, names, quantizer)
+        yield names, gm
+    with torch.no_grad():
+        gm(*inputs_of(gm))
+    yield "half calibrated", gm
+    for names in ("observers-to-qdq", "duplicate-dequantize, fold-quantize, propagate-metadata"):
+        gm = passes(gm, names, quantizer)
+        yield names, gm
+
+
+def training_flow(random: Random, length: int) -> Iterator[tuple[str, GraphModule]]:
+    """A random graph with fake quantizers of all kinds, before and after it saw data."""
+    quantizer = AnyQuantizer(random, (FUSED, FAKE, LEARNABLE, UINT8))
+    gm = Maker(random, length).finish()
+    gm = passes(gm, "annotate, resolve-sharing, insert-fake-quantizers", quantizer)
+    yield "fake quantizers", gm
+    gm(*inputs_of(gm))
+    gm.apply(random.choice([disable_observer, disable_fake_quant]))
+    yield "half trained", gm
+
+
+def lowering_flow(random: Random, length: int) -> Iterator[tuple[str, GraphModule]]:
+    """A random graph in kernels."""
+    config = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(Maker(random, length).finish(), X86InductorQuantizer().set_global(config))
+    prepared(*inputs_of(prepared))
+    yield "lowered", lower_pt2e(convert_pt2e(prepared), pack_weights=False)
+
+
+FLOWS = {"calibration": calibration_flow, "training": training_flow, "lowering": lowering_flow}
 
 
 def again(gm: GraphModule) -> GraphModule:
@@ -256,14 +274,9 @@ def again(gm: GraphModule) -> GraphModule:
     return parse(to_text(gm), to_tensors(gm))
 
 
-@pytest.fixture(scope="session", name="Moment")
-def _moment() -> type[Moment]:
-    return Moment
-
-
-@pytest.fixture(scope="session", name="make_graph")
-def _make_graph() -> Callable[[Random, Moment, int], GraphModule]:
-    return make_graph
+@pytest.fixture(scope="session", name="flows")
+def _flows() -> dict[str, Callable[[Random, int], Iterator[tuple[str, GraphModule]]]]:
+    return FLOWS
 
 
 @pytest.fixture(scope="session", name="inputs_of")

@@ -5,6 +5,11 @@ const grid = document.getElementById("grid"), canvas = document.getElementById("
 const folds = new Map(); // what people folded and unfolded, by module
 let view = { items: [], lines: [], matches: 0 };
 
+const narrow = matchMedia("(max-width: 760px)");
+
+/** Two columns need room. */
+const isSplit = () => state.split && !!view.a && !narrow.matches;
+
 function buildView() {
   const b = moments[state.at];
   const a = state.base === "previous" ? before(b) : state.base === "none" ? null : moments[state.base];
@@ -22,7 +27,7 @@ function buildView() {
 }
 
 function showGrid() {
-  grid.classList.toggle("split", state.split && !!view.a);
+  grid.classList.toggle("split", isSplit());
   grid.setAttribute("aria-rowcount", view.lines.length + 1);
   canvas.style.height = `${Math.max(view.lines.length, 1) * HEIGHT}px`;
   showHeader();
@@ -39,7 +44,7 @@ function showHeader() {
   const overlay = OVERLAYS.find(({ id }) => id === state.overlay);
   const column = (words, kind) => h("div", { role: "columnheader", class: kind }, words);
   const extra = overlay.id === "none" ? [] : [column(overlay.label, "chip")];
-  document.getElementById("header").replaceChildren(...(state.split && view.a
+  document.getElementById("header").replaceChildren(...(isSplit()
     ? [column(title(view.a), "code"), ...extra, column(title(view.b), "code later"), ...extra.map((one) => one.cloneNode(true))]
     : [column("Node", "code"), column("Value", "type"), ...extra]));
   grid.classList.toggle("plain", overlay.id === "none");
@@ -103,7 +108,7 @@ function nodeCells(item) {
   const side = (row, moment, kind, lead) => [
     h("div", { role: "gridcell", class: `code ${kind}` }, lead, row ? codeOf(row, moment) : h("span", { class: "absent" }, "·")),
     chipCell(row, item.key, moment)];
-  if (state.split && view.a) return [...side(item.a, view.a, "earlier", mark), ...side(item.b, view.b, "later", null)].filter(Boolean);
+  if (isSplit()) return [...side(item.a, view.a, "earlier", mark), ...side(item.b, view.b, "later", null)].filter(Boolean);
   const row = item.b ?? item.a, moment = item.b ? view.b : view.a;
   const [code, chip] = side(row, moment, "", mark);
   return [code, h("div", { role: "gridcell", class: "type" }, row.type), chip].filter(Boolean);
@@ -133,7 +138,7 @@ function chipElement(chip) {
 }
 
 /** Make a line the active one, and bring it into sight. */
-function activate(i, { scroll = true } = {}) {
+function activate(i, { scroll = true, choose = true } = {}) {
   if (!view.lines.length) return;
   state.line = Math.max(0, Math.min(view.lines.length - 1, i));
   grid.setAttribute("aria-activedescendant", `line-${state.line}`);
@@ -144,7 +149,7 @@ function activate(i, { scroll = true } = {}) {
   }
   redraw();
   const { item } = view.lines[state.line];
-  if (item && item.key !== state.key) select(item.key);
+  if (choose && item && item.key !== state.key) select(item.key);
 }
 
 function toggleFold(i, folded = !view.lines[i].folded) {

@@ -52,27 +52,45 @@ const alone = (b) => arranged(b).map((key) => ({ key, a: null, b: b.rows.get(key
 function merge(a, b) {
   const common = (order, other) => order.filter((key) => other.rows.has(key));
   const kept = keptOrder(common(a.order, b), common(b.order, a));
-  const gone = new Map(); // what was removed, by the node it stood before
-  let waiting = [];
-  for (const key of arranged(a)) {
-    if (!b.rows.has(key)) waiting.push(key);
-    else if (waiting.length) {
-      gone.set(key, waiting);
-      waiting = [];
-    }
-  }
+  const [behind, ahead] = removedNodes(a, b);
   const removed = (key) => ({ key, a: a.rows.get(key), b: null, state: "removed", aspects: ["removed"] });
-  const items = [];
+  const items = (behind.get(undefined) ?? []).map(removed);
   for (const key of arranged(b)) {
-    items.push(...(gone.get(key) ?? []).map(removed));
+    items.push(...(ahead.get(key) ?? []).map(removed));
     const old = a.rows.get(key) ?? null, row = b.rows.get(key);
     const changes = old ? aspects(old, row) : ["added"];
     if (old && !kept.has(key)) changes.push("moved");
     const state = !old ? "added" : changes.some((change) => change !== "moved") ? "changed" : changes.length ? "moved" : "same";
     items.push({ key, a: old, b: row, state, aspects: changes });
+    items.push(...(behind.get(key) ?? []).map(removed));
   }
-  items.push(...waiting.map(removed));
   return items;
+}
+
+/**
+ * What is in `a` alone, by the node it stands behind and by the one it stands ahead of. Nodes stay with those
+ * of their module.
+ */
+function removedNodes(a, b) {
+  const behind = new Map(), ahead = new Map();
+  let last, waiting = [];
+  const settle = (next) => {
+    const stays = (key) => last !== undefined && a.paths.get(key) === a.paths.get(last);
+    const cut = next === undefined ? waiting.length : waiting.findIndex((key) => !stays(key));
+    const at = cut < 0 ? waiting.length : cut;
+    if (at) behind.set(last, waiting.slice(0, at));
+    if (at < waiting.length) ahead.set(next, waiting.slice(at));
+    waiting = [];
+  };
+  for (const key of arranged(a)) {
+    if (!b.rows.has(key)) waiting.push(key);
+    else {
+      settle(key);
+      last = key;
+    }
+  }
+  settle(undefined);
+  return [behind, ahead];
 }
 
 /** How many nodes were added, removed, changed and moved. */

@@ -2,8 +2,6 @@
 
 const state = { at: stops.at(-1).index, base: "previous", split: false, only: false, weights: true, overlay: "decision", query: "", key: null, line: -1 };
 
-const narrow = matchMedia("(max-width: 760px)");
-
 function update(changes) {
   Object.assign(state, changes);
   state.line = -1;
@@ -101,13 +99,17 @@ function buildControls() {
     activate(view.lines.findIndex((line) => line.item));
   });
   grid.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
-  grid.addEventListener("focus", () => state.line < 0 && view.lines.length && activate(Math.floor(grid.scrollTop / HEIGHT), { scroll: false }));
+  grid.addEventListener("focus", () => {
+    // A click chooses a line itself.
+    if (state.line < 0 && grid.matches(":focus-visible")) activate(Math.floor(grid.scrollTop / HEIGHT), { scroll: false, choose: false });
+  });
   canvas.addEventListener("click", (event) => {
     const line = event.target.closest("[data-line]");
     if (!line) return;
     const i = +line.dataset.line;
     if (view.lines[i].group) toggleFold(i); else activate(i);
   });
+  narrow.addEventListener("change", () => update({}));
   new ResizeObserver(() => redraw()).observe(grid);
   document.addEventListener("keydown", onKey);
   document.getElementById("show-help").addEventListener("click", () => help.showModal());

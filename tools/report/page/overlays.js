@@ -35,11 +35,16 @@ function decisionOf(key, row, moment) {
   return { status: "quantized", reason, kernel: kernel ?? "", detail: "", intended: true };
 }
 
+/** How a decision looks: only what was meant to run in low precision and does not is a loss. */
+const verdict = (made) =>
+  made.status === "quantized" ? { family: "byte", sign: "✓", words: "Runs in low precision" }
+    : made.intended ? { family: "stop", sign: "✕", words: "Stays float, and was meant to run in low precision" }
+      : { family: "float", sign: "–", words: "Stays float" };
+
 const decisionChip = (row, key, moment) => {
   const made = decisionOf(key, row, moment);
   return made && {
-    text: made.reason, family: made.status === "quantized" ? "byte" : "stop", facet: `reason:${made.reason}`,
-    sign: made.status === "quantized" ? "✓" : "✕", title: `${made.status}: ${made.reason}${made.detail ? `\n${made.detail}` : ""}`,
+    text: made.reason, family: verdict(made).family, facet: `reason:${made.reason}`, sign: verdict(made).sign, title: `${made.status}: ${made.reason}${made.detail ? `\n${made.detail}` : ""}`,
   };
 };
 

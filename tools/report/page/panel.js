@@ -28,7 +28,7 @@ function nodePanel(key, row, moment) {
   return [
     heading(gone ? `not in the graph ${title(view.b).toLowerCase()}` : row.op.replace("_", " "), row.name, row.op === "call_function" ? shortOp(row.target) : row.op === "placeholder" ? "" : row.target),
     made ? section("Decision",
-      h("p", { class: `verdict family ${made.status === "quantized" ? "byte" : "stop"}` }, h("span", { "aria-hidden": "true" }, made.status === "quantized" ? "✓ " : "✕ "), made.status === "quantized" ? "Runs in low precision" : "Stays float"),
+      h("p", { class: `verdict family ${verdict(made).family}` }, h("span", { "aria-hidden": "true" }, `${verdict(made).sign} `), verdict(made).words),
       facts([[made.status === "quantized" ? "Pattern" : "Reason", code(made.reason)], ["Detail", made.detail], ["Kernel", made.kernel && code(made.kernel)]])) : null,
     section("Where it comes from", facts([
       ["Made by", maker(row, key, moment)], ["Rule", row.kernel && code(row.kernel)],
@@ -120,8 +120,8 @@ function passPanel(moment) {
 
 function outcome(moment) {
   const reasons = new Map();
-  for (const made of decisions[moment.run].values()) { const id = `${made.status} ${made.reason}`; reasons.set(id, { ...made, count: (reasons.get(id)?.count ?? 0) + 1 }); }
+  for (const made of decisions[moment.run].values()) { const id = `${verdict(made).sign} ${made.reason}`; reasons.set(id, { ...made, count: (reasons.get(id)?.count ?? 0) + 1 }); }
   if (!reasons.size) return null;
   const sorted = [...reasons.values()].sort((x, y) => (x.status < y.status ? 1 : x.status > y.status ? -1 : y.count - x.count));
-  return section(`Decisions, at the end of ${moment.verb}`, h("ul", { class: "tally" }, sorted.map((made) => h("li", {}, h("span", { class: "count" }, `${made.count}`), " ", h("span", { class: `pill family ${made.status === "quantized" ? "byte" : "stop"}` }, made.status === "quantized" ? "✓ " : "✕ ", h("button", { type: "button", class: "link", onclick: () => search(`reason:${made.reason}`) }, made.reason))))));
+  return section(`Decisions, at the end of ${moment.verb}`, h("ul", { class: "tally" }, sorted.map((made) => h("li", {}, h("span", { class: "count" }, `${made.count}`), " ", h("span", { class: `pill family ${verdict(made).family}` }, `${verdict(made).sign} `, h("button", { type: "button", class: "link", onclick: () => search(`reason:${made.reason}`) }, made.reason))))));
 }

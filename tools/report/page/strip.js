@@ -21,7 +21,7 @@ function buildStrip() {
   strip.replaceChildren(...groups.map(({ verb, run, stops: inRun }) => {
     const total = moments.filter((moment) => moment.run === run).reduce((sum, { seconds }) => sum + (seconds ?? 0), 0);
     const time = raw.runs[run].moments[0].seconds === null ? "" : milliseconds(total);
-    return h("div", { class: "run", role: "group", "aria-label": verb, style: `flex:${inRun.length} 0 ${inRun.length * 80}px` },
+    return h("div", { class: "run", role: "group", "aria-label": verb, style: `flex:${inRun.length} 0 ${inRun.length * 86}px` },
       h("div", { class: "run-head" }, h("span", { class: "verb" }, verb), h("span", { class: "time" }, time)),
       h("div", { class: "stops" }, inRun.map((moment) => stopButton(moment, most))));
   }));

@@ -1,0 +1,164 @@
+"""The kit itself: that a backend that is wrong is told so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+import pytest
+import torch
+import torch.nn.functional as F
+from lowbit import get_symmetric_quantization_config
+from lowbit.backends import Backend, Preset, get_backend, register_backend, registry
+from lowbit.backends.guards import constant_weight, float32_activations
+from lowbit.backends.pattern_quantizer import PatternQuantizer
+from lowbit.backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
+from lowbit.matchers.operator_pattern import KernelCall, Mode, OperatorPattern, Refusal, Role, Sharing
+from lowbit.passes import EmitInductor, Pipeline
+from lowbit.tools.conformance import check_backend
+from torch import Tensor
+from torch.fx import Node
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = dict(registry._backends)
+    yield
+    registry._backends.clear()
+    registry._backends.update(before)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+LINEAR = OperatorPattern(
+    "linear",
+    linear,
+    lambda: (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4)),
+    (Role.ACTIVATION, Role.WEIGHT, Role.BIAS),
+    guards=(constant_weight(1), float32_activations(0)),
+)
+
+
+def backend(*patterns: OperatorPattern, **changes: object) -> Backend:
+    """A backend that has linear in int8, or other patterns, registered."""
+
+    class Mine(PatternQuantizer):
+        backend_name = "mine"
+
+    Mine.patterns = patterns or (LINEAR,)
+    made = Backend(
+        name="mine",
+        patterns=Mine.patterns,
+        quantizer=lambda: Mine().set_global(get_symmetric_quantization_config()),
+        prepare=PREPARE,
+        convert=CONVERT,
+        lower=None,
+        lowered_by="somebody",
+        presets=(Preset("static", get_symmetric_quantization_config),),
+    )
+    return register_backend(attrs.evolve(made, **changes))
+
+
+def failures(backend: Backend) -> dict[str, str]:
+    """What does not hold of ``backend``: the property → the reason."""
+    failed: dict[str, str] = {}
+    for check in check_backend(backend):
+        try:
+            check()
+        except Exception as error:  # noqa: BLE001  (to pytest, too, whatever is raised is a failure)
+            failed[check.name] = str(error)
+    return failed
+
+
+def test_a_backend_of_one_pattern_has_forty_properties() -> None:
+    checks = check_backend(backend())
+    assert len(checks) >= 40
+    assert len({check.name for check in checks}) == len(checks)
+    assert failures(get_backend("mine")) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({"lowered_by": ""}, "lowers or says who does"),
+        ({"prepare_qat": PREPARE_QAT}, "trains if it has presets for it"),
+        ({"prepare": CONVERT}, "prepares float models"),
+        ({"presets": ()}, "has presets with names of their own"),
+        (
+            {"presets": (Preset("a", get_symmetric_quantization_config),) * 2},
+            "has presets with names of their own",
+        ),
+        ({"patterns": (LINEAR, LINEAR)}, "has patterns with names of their own"),
+        (
+            {"presets": (Preset("dynamic", lambda: get_symmetric_quantization_config(is_dynamic=True)),)},
+            "has a pattern for each preset",
+        ),
+    ],
+)
+def test_backends_that_contradict_themselves(changes: dict[str, object], failed: str) -> None:
+    wrong = backend(**changes)
+    (check,) = [check for check in check_backend(wrong) if check.name == failed]
+    with pytest.raises(AssertionError):
+        check()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "failed"),
+    [
+        # Its guard never lets it through, so the table promises what does not happen.
+        (
+            attrs.evolve(LINEAR, guards=(lambda occurrence: "never",)),
+            {"linear is annotated where the table says", "linear lets its own example through"},
+        ),
+        # Nothing asks what its inputs are.
+        (attrs.evolve(LINEAR, guards=()), {"leaves float64 alone"}),
+        # What moves values has no weight.
+        (
+            attrs.evolve(LINEAR, sharing=Sharing.SAME_AS_INPUT),
+            {"linear names the role of each parameter"},
+        ),
+    ],
+)
+def test_patterns_that_are_declared_wrong(pattern: OperatorPattern, failed: set[str]) -> None:
+    assert failed <= set(failures(backend(pattern)))
+
+
+@attrs.frozen
+class WrongKernel:
+    """Doubles what it should leave alone, or is for nothing that comes."""
+
+    refusal: Refusal | None = None
+    name: str = "aten.linear twice"
+
+    def refuses(self, call: KernelCall) -> Refusal | None:
+        return self.refusal
+
+    def emit(self, call: KernelCall) -> Node:
+        x, weight = (call.quantized(name) for name in ("x", "weight"))
+        floats = [
+            call.graph.call_function(torch.ops.aten.to.dtype, (o.node, torch.float32)) for o in (x, weight)
+        ]
+        result = call.graph.call_function(torch.ops.aten.linear.default, tuple(floats))
+        if call.quantization is None:
+            return result
+        return call.graph.call_function(torch.ops.aten.to.dtype, (result, torch.int8))
+
+
+LOWERS = Pipeline((EmitInductor(),))
+
+
+def test_a_kernel_that_computes_something_else() -> None:
+    wrong = backend(attrs.evolve(LINEAR, kernel=WrongKernel()), lower=LOWERS)
+    assert set(failures(wrong)) == {"linear computes the same lowered"}
+
+
+def test_a_kernel_that_refuses_without_a_reason() -> None:
+    wrong = backend(attrs.evolve(LINEAR, kernel=WrongKernel(Refusal(""))), lower=LOWERS)
+    assert set(failures(wrong)) == {"linear is lowered or says why not"}
+
+
+def test_a_mode_that_is_not_there() -> None:
+    wrong = backend(attrs.evolve(LINEAR, modes=(Mode.DYNAMIC,)))
+    assert "has a pattern for each preset" in failures(wrong)

@@ -1,0 +1,119 @@
+"""Runs the mutation zoo: ``python tests/tools/testing/mutate.py [WORDS]`` seeds the faults of those names.
+
+A fault is caught when a law of the kit breaks that holds without it. Fails where fewer than 95 % are.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import inspect
+import sys
+import textwrap
+import time
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+from lowbit.backends.registry import get_backend
+from lowbit.passes import pass_class
+from lowbit.tools.testing import laws
+from lowbit.tools.testing.subjects import forget
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from zoo import ZOO, Mutant
+
+WANTED: Final = 0.95
+EXAMPLES: Final = 200
+TRAINING: Final = {"fuse-conv-bn-qat", "insert-fake-quantizers", "fold-conv-bn-qat"}
+LOWERING: Final = {"emit-inductor", "pack-weights"}
+
+
+def find(path: str) -> types.FunctionType:
+    """The function at ``module:qualified.name``."""
+    module, _, name = path.partition(":")
+    found: Any = importlib.import_module(f"lowbit.{module}")
+    for part in name.split("."):
+        found = inspect.getattr_static(found, part)
+    found = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    found = inspect.unwrap(found)
+    assert isinstance(found, types.FunctionType), path
+    return found
+
+
+def mutated(mutant: Mutant, function: types.FunctionType) -> types.CodeType:
+    """The code of ``function`` with the fault in it."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(mutant.old) == 1, f"{mutant.name}: {source.count(mutant.old)} times {mutant.old!r}"
+    tree = ast.parse(source.replace(mutant.old, mutant.new))
+    (definition,) = tree.body
+    assert isinstance(definition, ast.FunctionDef)
+    definition.decorator_list.clear()
+    definition.returns = None
+    for argument in ast.walk(definition.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    module = compile(tree, f"<{mutant.name}>", "exec", dont_inherit=True)
+    # Every reference to the function keeps it; only what it does is another.
+    (code,) = [
+        c for c in module.co_consts if isinstance(c, types.CodeType) and c.co_name == function.__name__
+    ]
+    assert code.co_freevars == function.__code__.co_freevars, mutant.name
+    return code
+
+
+@contextlib.contextmanager
+def seeded(mutant: Mutant) -> Iterator[None]:
+    """With the fault in place."""
+    function = find(mutant.function)
+    before = function.__code__
+    function.__code__ = mutated(mutant, function)
+    forget()
+    try:
+        yield
+    finally:
+        function.__code__ = before
+        forget()
+
+
+def caught_by(mutant: Mutant) -> str:
+    """The first line of the report of the law that breaks; empty if none does."""
+    with seeded(mutant):
+        for name in mutant.passes:
+            options: dict[str, Any] = {"is_training": name in TRAINING}
+            if name in LOWERING:
+                options["backend"] = get_backend("x86_inductor")
+            try:
+                laws.check(pass_class(name)(), examples=EXAMPLES, max_steps=4, shrinks=False, **options)
+            except laws.LawBroken as error:
+                return str(error).splitlines()[0]
+    return ""
+
+
+def main(words: list[str]) -> int:
+    """Seed, count, report."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    chosen = [m for m in ZOO if not words or any(word in m.name for word in words)]
+    missed = []
+    for mutant in chosen:
+        started = time.perf_counter()
+        report = caught_by(mutant)
+        if not report:
+            missed.append(mutant)
+        seconds = time.perf_counter() - started
+        peer = " (of the peer)" if mutant.peer else ""
+        click.echo(f"{mutant.name}{peer}: {report or 'MISSED'}  [{seconds:.1f} s]")
+    share = 1 - len(missed) / len(chosen)
+    click.echo(f"\n{len(chosen) - len(missed)} of {len(chosen)} faults caught, {share:.1%}")
+    return 0 if share >= WANTED else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,509 @@
+"""The mutation zoo: faults to be seeded in passes and rules, each one change of the text of one function.
+
+``make mutants`` seeds one after the other and runs the laws that are to notice. A fault is what one writes
+when tired: a guard dropped, an axis off by one, inputs swapped, a constant of the default where the call has
+its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+__all__ = ["ZOO", "Mutant"]
+
+
+@attrs.frozen
+class Mutant:
+    """One fault.
+
+    Args:
+        name: what is wrong, in words.
+        function: ``module:qualified.name`` of the function it is in, below ``lowbit``.
+        old: text that occurs once in its source.
+        new: what stands there instead.
+        passes: the passes whose laws are to notice.
+        peer: whether it is one of the defects reproduced in the peer.
+    """
+
+    name: str
+    function: str
+    old: str
+    new: str
+    passes: tuple[str, ...]
+    peer: bool = False
+
+
+FBN = "passes.fold_batch_norm:_Folder"
+QDQ = "passes.observers_to_qdq:"
+REF = "passes.reference."
+FOLD = ("fold-batch-norm",)
+NORMALIZE = ("normalize",)
+INSERT = ("insert-observers",)
+CONVERT = ("observers-to-qdq",)
+REFERENCE = ("reference-representation",)
+EMIT = ("emit-inductor",)
+
+ZOO: Final = (
+    # fold-batch-norm
+    Mutant("eps dropped", f"{FBN}._folded", " + norm.eps", "", FOLD),
+    Mutant("eps of the default", f"{FBN}._folded", "norm.eps", "1e-5", FOLD, peer=True),
+    Mutant("gamma forgotten", f"{FBN}._folded", "scale = scale * read(norm.weight).double()", "pass", FOLD),
+    Mutant("mean added", f"{FBN}._folded", "shift = -read(norm.mean)", "shift = read(norm.mean)", FOLD),
+    Mutant("bias forgotten", f"{FBN}._folded", "shift = shift + read(bias_node).double()", "pass", FOLD),
+    Mutant("bias not scaled", f"{FBN}._folded", "shift = shift * scale", "pass", FOLD),
+    Mutant("beta subtracted", f"{FBN}._folded", "shift + read(norm.bias)", "shift - read(norm.bias)", FOLD),
+    Mutant("variance for deviation", f"{FBN}._folded", "torch.rsqrt(", "torch.reciprocal(", FOLD),
+    Mutant(
+        "channels of the wrong axis",
+        "passes.fold_batch_norm:_scale_channels",
+        "scale.reshape(-1, *(1,) * (weight.ndim - 1))",
+        "scale.reshape(-1, *(1,) * (weight.ndim - 1)).transpose(0, 1)",
+        FOLD,
+    ),
+    Mutant(
+        "folded bias not written",
+        f"{FBN}._rewrite",
+        'producer.update_arg(index["bias"], new_bias)',
+        "pass",
+        FOLD,
+    ),
+    Mutant(
+        "folded weight not written",
+        f"{FBN}._rewrite",
+        'producer.update_arg(index["weight"], new_weight)',
+        "pass",
+        FOLD,
+    ),
+    Mutant(
+        "two BatchNorms over one weight", f"{FBN}._place", "self.reads[target] == 1", "True", FOLD, peer=True
+    ),
+    Mutant("stale value of a new bias", f"{FBN}._read", "shaped.meta.get", "like.meta.get", FOLD),
+    Mutant(
+        "folded weights left behind",
+        "passes.fold_batch_norm:fold_batch_norms",
+        "delete_unused(gm)",
+        "pass",
+        FOLD,
+    ),
+    Mutant(
+        "second user of a convolution",
+        "ir.batch_norm:producer_layout",
+        "len(producer.users) != 1",
+        "False",
+        FOLD,
+        peer=True,
+    ),
+    Mutant(
+        "channels on the last axis",
+        "ir.batch_norm:producer_layout",
+        "value.ndim != shape.ndim",
+        "False",
+        FOLD,
+    ),
+    Mutant(
+        "eps read as the default",
+        "ir.batch_norm:read_norm",
+        'argument(call, "eps" if "eps" in positional else "epsilon")',
+        "1e-5",
+        FOLD,
+        peer=True,
+    ),
+    Mutant(
+        "beta read as gamma",
+        "ir.batch_norm:read_norm",
+        'argument(call, "bias")',
+        'argument(call, "weight")',
+        FOLD,
+    ),
+    Mutant(
+        "mean and variance swapped",
+        "ir.batch_norm:read_norm",
+        'mean=cast("Node", mean)',
+        'mean=cast("Node", var)',
+        FOLD,
+    ),
+    # normalize
+    Mutant(
+        "same padding twice as wide",
+        "passes.normalize:_padding_numbers",
+        "[t // 2 for t in total]",
+        "total",
+        NORMALIZE,
+    ),
+    Mutant("same padding off by one", "passes.normalize:_padding_numbers", "(k - 1)", "k", NORMALIZE),
+    Mutant(
+        "asymmetric padding halved",
+        "passes.normalize:_padding_numbers",
+        "any(t % 2 for t in total)",
+        "False",
+        NORMALIZE,
+    ),
+    Mutant(
+        "reads of all attributes merged",
+        "passes.normalize:_merge_attribute_reads",
+        "first.setdefault(node.target, node)",
+        "first.setdefault('', node)",
+        NORMALIZE,
+    ),
+    Mutant(
+        "alias read after a write",
+        "passes.functional_form:_Sweep._objection",
+        "> position",
+        "> position + 999",
+        NORMALIZE,
+    ),
+    Mutant(
+        "readers not led to the new value",
+        "passes.functional_form:_Sweep._reroute",
+        "if now is not source",
+        "if False",
+        NORMALIZE,
+    ),
+    Mutant(
+        "the last write forgotten",
+        "passes.functional_form:_Sweep._visit",
+        "self.current[tensor] = node\n                changed",
+        "changed",
+        NORMALIZE,
+    ),
+    Mutant(
+        "a change concealed",
+        "passes.normalize:_normalize",
+        "changed |= erase_unread(graph)",
+        "erase_unread(graph)",
+        NORMALIZE,
+    ),
+    Mutant(
+        "a change of attributes concealed",
+        "passes.normalize:_normalize",
+        "changed |= _merge_attribute_reads(graph)",
+        "_merge_attribute_reads(graph)",
+        NORMALIZE,
+    ),
+    Mutant(
+        "unread attributes stay", "passes.normalize:Normalize.run", "delete_unused(gm)", "pass", NORMALIZE
+    ),
+    # sharing and observers
+    Mutant(
+        "observers of other constructors merged",
+        "ir.specs:spec_key",
+        "fields.values()",
+        '({**fields, "observer_or_fake_quant_ctr": None}).values()',
+        INSERT,
+        peer=True,
+    ),
+    Mutant(
+        "other dtypes share",
+        "ir.specs:spec_key",
+        "fields.values()",
+        '({**fields, "dtype": None, "quant_min": None, "quant_max": None, "qscheme": None}).values()',
+        INSERT,
+    ),
+    Mutant(
+        "other tensors share",
+        "ir.sharing.implicit:implicit_pairs",
+        "(tensor_of(point), keys[id(spec)])",
+        "(0, keys[id(spec)])",
+        INSERT,
+    ),
+    Mutant(
+        "edges not observed",
+        "passes.insert_observers:_Insertion._chain",
+        ", self.sharing.group_of((producer, reader)))",
+        ",)",
+        INSERT,
+    ),
+    Mutant(
+        "outputs observed by edges alone",
+        "passes.insert_observers:_Insertion._chain",
+        "(self.sharing.group_of(producer), self.sharing.group_of((producer, reader)))",
+        "(self.sharing.group_of((producer, reader)), self.sharing.group_of(producer))",
+        INSERT,
+    ),
+    Mutant(
+        "only the first reader observed",
+        "passes.insert_observers:_Insertion.run",
+        "list(producer.users)",
+        "list(producer.users)[:1]",
+        INSERT,
+    ),
+    # observers-to-qdq
+    Mutant(
+        "zero point dropped",
+        f"{QDQ}_quantize_and_dequantize",
+        "(float(scale), int(zero_point))",
+        "(float(scale), quant_min)",
+        CONVERT,
+    ),
+    Mutant(
+        "scale rounded",
+        f"{QDQ}_quantize_and_dequantize",
+        "(float(scale), int(zero_point))",
+        "(round(float(scale), 4) or 1e-4, int(zero_point))",
+        CONVERT,
+    ),
+    Mutant(
+        "axis off by one",
+        f"{QDQ}_quantize_and_dequantize",
+        "observer.ch_axis)",
+        "observer.ch_axis + 1)",
+        CONVERT,
+    ),
+    Mutant(
+        "largest integer left out",
+        f"{QDQ}_quantize_and_dequantize",
+        "(*qparams, quant_min, quant_max, dtype)",
+        "(*qparams, quant_min, quant_max - 1, dtype)",
+        CONVERT,
+    ),
+    Mutant(
+        "dynamic eps of one",
+        f"{QDQ}_quantize_and_dequantize",
+        'float(getattr(observer, "eps", torch.finfo(torch.float32).eps))',
+        "1.0",
+        CONVERT,
+    ),
+    Mutant(
+        "dynamic always symmetric",
+        f"{QDQ}_quantize_and_dequantize",
+        "observer.qscheme == torch.per_tensor_symmetric",
+        "True",
+        CONVERT,
+    ),
+    Mutant(
+        "scale for zero point",
+        f"{QDQ}_register_qparams",
+        '(("scale", scale), ("zero_point", zero_point))',
+        '(("scale", zero_point), ("zero_point", scale))',
+        CONVERT,
+    ),
+    Mutant(
+        "observers behind observers skipped",
+        f"{QDQ}ObserversToQdq.run",
+        "replace_inputs(node, made)  # what",
+        "pass  # what",
+        CONVERT,
+    ),
+    Mutant("an observer left", f"{QDQ}ObserversToQdq.run", "gm.graph.erase_node(node)", "pass", CONVERT),
+    Mutant(
+        "converted without data", f"{QDQ}_check_calibrated", "if unseen:", "if False:", CONVERT, peer=True
+    ),
+    Mutant(
+        "quantized parameters of no one stay",
+        f"{QDQ}ObserversToQdq.run",
+        "delete_unused(gm)",
+        "pass",
+        CONVERT,
+    ),
+    # duplicate-dequantize, fold-quantize, propagate-metadata
+    Mutant(
+        "says changed",
+        "passes.duplicate_dequantize:DuplicateDequantize.run",
+        "return bool(own)",
+        "return True",
+        ("duplicate-dequantize",),
+    ),
+    Mutant(
+        "says unchanged",
+        "passes.fold_quantize:FoldQuantize.run",
+        "return bool(folded)",
+        "return False",
+        ("fold-quantize",),
+    ),
+    Mutant(
+        "float weights stay",
+        "passes.fold_quantize:FoldQuantize.run",
+        "delete_unused(gm)",
+        "pass",
+        ("fold-quantize",),
+        peer=True,
+    ),
+    Mutant(
+        "folded weight says it is float",
+        "passes.fold_quantize:_fold",
+        "dict(node.meta)",
+        "dict(source.meta)",
+        ("fold-quantize",),
+    ),
+    Mutant(
+        "folded over the float weight",
+        "passes.fold_quantize:_fold",
+        "names.fresh(",
+        "str(source.target) if source else str(",
+        ("fold-quantize",),
+    ),
+    Mutant(
+        "quantized value said to be float",
+        "passes.propagate_metadata:_Values.complete",
+        "self._like(source, _argument_dtype(node))",
+        "self._like(source, torch.float32)",
+        ("propagate-metadata",),
+    ),
+    Mutant(
+        "value of another shape",
+        "passes.propagate_metadata:_Values._fake",
+        "key = (shape, stride, source.device, dtype)",
+        "key = (len(shape), source.device, dtype)",
+        ("propagate-metadata",),
+    ),
+    # reference-representation
+    Mutant(
+        "wrong lower bound", f"{REF}arithmetic:requantize", "output.quant_min, output", "0, output", REFERENCE
+    ),
+    Mutant(
+        "output's zero point dropped",
+        f"{REF}arithmetic:requantize",
+        "if output.zero_point:",
+        "if False:",
+        REFERENCE,
+    ),
+    Mutant(
+        "input's zero point dropped",
+        f"{REF}arithmetic:centered",
+        "elif not zero_point:",
+        "elif True:",
+        REFERENCE,
+    ),
+    Mutant("relu dropped", f"{REF}operands:narrowed", "quant_min=low, ", "", REFERENCE),
+    Mutant(
+        "upper bound of a clamp dropped",
+        f"{REF}operands:bounds_of",
+        "math.inf if high is None else float(high)",
+        "math.inf",
+        REFERENCE,
+    ),
+    Mutant(
+        "users == 1 guard dropped",
+        f"{REF}operands:find_tail",
+        "len(node.users) == 1",
+        "node.users",
+        REFERENCE,
+    ),
+    Mutant("groups dropped", f"{REF}weighted:_products", 'argument(operator, "groups")', "1", REFERENCE),
+    Mutant(
+        "stride and padding swapped",
+        f"{REF}weighted:_products",
+        '("stride", "padding", "dilation")',
+        '("padding", "stride", "dilation")',
+        REFERENCE,
+    ),
+    Mutant(
+        "scales of other channels",
+        f"{REF}weighted:_accumulator",
+        "_over_channels(channels, dimensions)",
+        "_over_channels(channels.flip(0), dimensions)",
+        REFERENCE,
+    ),
+    Mutant(
+        "bias in steps of nothing",
+        f"{REF}weighted:_accumulator",
+        "_over_channels(bias, dimensions) / scale",
+        "_over_channels(bias, dimensions)",
+        REFERENCE,
+    ),
+    Mutant(
+        "bias in float forgotten",
+        f"{REF}weighted:_in_float",
+        "if isinstance(bias, Node):",
+        "if False:",
+        REFERENCE,
+    ),
+    Mutant(
+        "product with one scale", f"{REF}elementwise:Product.emit", "x.scale * y.scale", "x.scale", REFERENCE
+    ),
+    Mutant("sum with one scale", f"{REF}elementwise:Sum.emit", "o.scale)", "operands[0].scale)", REFERENCE),
+    Mutant(
+        "sum of a window not divided", f"{REF}pooling:Average.emit", "x.scale / counts", "x.scale", REFERENCE
+    ),
+    Mutant(
+        "stride of a pooling dropped",
+        f"{REF}pooling:Maximum.emit",
+        "operator.args[1:]",
+        "operator.args[1:2]",
+        REFERENCE,
+    ),
+    Mutant(
+        "moved with other parameters",
+        f"{REF}movement:Movement._brought",
+        "if has_parameters and",
+        "if True or has_parameters and",
+        REFERENCE,
+    ),
+    Mutant(
+        "written out without zero point",
+        f"{REF}write_out:write_quantize",
+        "zero_point is not None and zero_point != 0",
+        "False",
+        REFERENCE,
+    ),
+    Mutant(
+        "dynamic scalar becomes float64",
+        f"{REF}write_out:write_dequantize",
+        "graph.call_function(_aten.to.dtype, (value, out_dtype)) if isinstance(scale, Node) else value",
+        "value",
+        REFERENCE,
+    ),
+    # quantization-aware training
+    Mutant(
+        "second user of a convolution in training",
+        "ir.batch_norm:producer_layout",
+        "len(producer.users) != 1",
+        "False",
+        ("fuse-conv-bn-qat",),
+        peer=True,
+    ),
+    Mutant(
+        "eps of the default in training",
+        "ir.batch_norm:read_norm",
+        'argument(call, "eps" if "eps" in positional else "epsilon")',
+        "1e-5",
+        ("fuse-conv-bn-qat",),
+        peer=True,
+    ),
+    Mutant(
+        "annotations of a block lost",
+        "passes.qat.fuse_conv_bn:_fuse",
+        "specs.pop(bias, None) if bias is not None else None",
+        "specs.clear()",
+        ("fuse-conv-bn-qat",),
+    ),
+    Mutant(
+        "a scalar gets a dimension",
+        "ir.observers.fake_quantization:_along_channels",
+        "qparam.view(())",
+        "qparam",
+        ("insert-fake-quantizers",),
+    ),
+    Mutant(
+        "BatchNorm stays in training",
+        "passes.qat.fold_conv_bn:FoldConvBnQat.run",
+        "switch_to_evaluation(gm)",
+        "pass",
+        ("fold-conv-bn-qat",),
+    ),
+    # lowering
+    Mutant(
+        "kernel without zero point",
+        "backends.x86_inductor.requantize:output_arguments",
+        "output.scale, output.zero_point",
+        "output.scale, 0",
+        EMIT,
+    ),
+    Mutant(
+        "kernel's stride for padding",
+        "backends.x86_inductor.convolution:conv_arguments",
+        '("stride", "padding", "dilation")',
+        '("padding", "stride", "dilation")',
+        EMIT,
+    ),
+    Mutant(
+        "kernel without bias",
+        "backends.x86_inductor.convolution:conv_arguments",
+        'call.float("bias")',
+        "None",
+        EMIT,
+    ),
+)
+"""All faults."""
