@@ -15,10 +15,10 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import DeviceError, GraphInputError, UnknownNameError, UnsupportedError
+from .errors import GraphInputError, UnknownNameError, UnsupportedError
 from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
-from .ir.devices import check_device, device_of
+from .ir.devices import check_has_values, check_is_on
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
 from .ir.meta import BACKEND_KEY, LEDGER_KEY, QAT_KEY
@@ -70,7 +70,6 @@ def prepare_pt2e(
 
     Raises:
         GraphInputError: ``model`` was not exported, or in training mode.
-        DeviceError: it is on the meta device, or on several devices; as of the other verbs.
         StageError: ``model`` is prepared or converted already.
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
     """
@@ -180,8 +179,10 @@ def convert_pt2e(
     Raises:
         StageError: ``model`` was not prepared.
         NotCalibratedError: an observer saw no data.
+        DeviceError: a tensor is on the meta device.
     """
     _check_exported(model)
+    check_has_values(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
     name = model.meta.get(BACKEND_KEY)
     default = CONVERT if name is None else get_backend(name).convert
@@ -236,9 +237,10 @@ def lower_pt2e(
         StageError: ``model`` was not converted.
         UnknownNameError: there is no such backend, or none was named and none is recorded.
         UnsupportedError: another program takes converted models of this backend; the hint says which.
-        DeviceError: weights are to be packed for kernels of another device than the model is on.
+        DeviceError: a tensor is on the meta device, or, where weights are packed, not where the kernels run.
     """
     _check_exported(model)
+    check_has_values(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
     chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
     passes = chosen.lower if pipeline is None else pipeline
@@ -249,7 +251,8 @@ def lower_pt2e(
         )
     if not pack_weights and "pack-weights" in passes.names:
         passes = passes.without("pack-weights")
-    _check_backend_device(model, chosen, passes)
+    if chosen.device is not None and "pack-weights" in passes.names:
+        check_is_on(model, chosen.device, chosen.name)
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
     lowered = _run(model, passes, context, looking_on)
     if cpp_wrapper:
@@ -277,7 +280,6 @@ def _check_exported(model: object) -> None:
                     where=locate(node),
                     hint="export it: torch.export.export(model.eval(), example_inputs).module()",
                 )
-        check_device(model)
         return
     kind = type(model).__name__
     if isinstance(model, torch.export.ExportedProgram):
@@ -301,15 +303,6 @@ def _verification(verify: str, example_inputs: Sequence[Any] | None) -> tuple[In
             hint="pass the arguments of the model: verify='numeric', example_inputs=(x,)",
         )
     return (VerifyNumeric(example_inputs),)
-
-
-def _check_backend_device(model: GraphModule, backend: Backend, passes: Pipeline) -> None:
-    device = device_of(model)
-    if backend.device not in (None, device.type) and "pack-weights" in passes.names:
-        raise DeviceError(
-            f"the model is on {device}, and the kernels of {backend.name} run on {backend.device}",
-            hint=f"move it there, model.to({backend.device!r}), or leave out the packing: pack_weights=False",
-        )
 
 
 def _check_quantizer(quantizer: object) -> None:

@@ -21,8 +21,8 @@ from ..ir.ledger import Ledger
 from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from ..matchers.match import Match
 from ..matchers.operator_pattern import Occurrence, OperatorPattern, Refusal, Role, Sharing
-from .batch_norm import annotate_past_batch_norms
 from .capabilities import mode_of
+from .inference_view import annotate_as_inference
 
 __all__ = ["ConfigOf", "annotate_patterns"]
 
@@ -60,10 +60,9 @@ def annotate_patterns(
 ) -> None:
     """Annotate every occurrence of ``patterns`` in a canonical float graph.
 
-    Larger patterns come first; operators that are annotated already are left alone. BatchNorms that will be
-    folded are seen as part of the convolution before them. What is not quantized has
-    its reason in ``ledger``; of operators that no pattern asks about that in ``left_float``, or
-    ``no-pattern``.
+    Larger patterns come first; operators that are annotated already are left alone. Graphs in training are
+    seen as inference will see them (:mod:`.inference_view`). What is not quantized has its reason in
+    ``ledger``; of operators that no pattern asks about that in ``left_float``, or ``no-pattern``.
     """
     ordered = sorted(patterns, key=lambda p: -p.size)
 
@@ -71,7 +70,7 @@ def annotate_patterns(
         claimed = {node for node in seen.nodes if is_annotated(node)}
         _annotate(_Annotator(seen, config_of, ledger, left_float or {}, claimed), ordered)
 
-    annotate_past_batch_norms(graph, annotate)
+    annotate_as_inference(graph, annotate)
 
 
 def _annotate(state: _Annotator, ordered: list[OperatorPattern]) -> None:

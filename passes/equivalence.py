@@ -2,7 +2,8 @@
 
 Both graphs are run in float64. Values are compared where the graphs have a tensor in common:
 
-- what a node reads that is in both (what it read before, and what it reads now), constants excepted;
+- what a node reads that is in both (what it read before, and what it reads now), constants excepted, and
+  values that were there before under their own name;
 - what a new node says it stands for (:data:`~lowbit.ir.meta.STANDS_FOR_KEY`), for passes that rewrite so much
   that hardly a node is left;
 - the results.
@@ -14,7 +15,7 @@ deep model, and a contract is about one rewrite, not about all together.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -160,7 +161,9 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
     calls, writes = _calls(after), _writes_in_place(after)
     in_place = before.in_place or writes
     in_common = {} if before.in_place else _points_in_common(before, after.graph)
-    _join(in_common, after.graph.output_node().all_input_nodes, before.results)
+    results = after.graph.output_node().all_input_nodes
+    if len(results) == len(before.results):
+        _join(in_common, zip(results, before.results, strict=True))
     values: dict[str, Any] = {}
     passed_on: dict[str, Any] = {}
 
@@ -200,7 +203,11 @@ def _points_in_common(before: Trace, graph: Graph) -> dict[Node, str]:
     for node in graph.nodes:
         old = before.calls.get(node.name)
         if old is not None and old.called == (node.op, node.target):
-            _join(found, node.all_input_nodes, old.sources)
+            sources = zip(node.all_input_nodes, old.sources, strict=False)
+            if len(node.all_input_nodes) == len(old.sources):
+                # What was there under its own name is not what was read before: the node reads other things.
+                kept = [(n, name) for n, name in sources if n.name == name or n.name not in before.calls]
+                _join(found, kept)
         stands_for = node.meta.get(STANDS_FOR_KEY)
         if stands_for in before.values:
             found.setdefault(node, stands_for)
@@ -212,10 +219,9 @@ def _points_in_common(before: Trace, graph: Graph) -> dict[Node, str]:
     }
 
 
-def _join(found: dict[Node, str], nodes: Sequence[Node], names: Sequence[str]) -> None:
-    if len(nodes) == len(names):
-        for node, name in zip(nodes, names, strict=True):
-            found.setdefault(node, name)
+def _join(found: dict[Node, str], pairs: Iterable[tuple[Node, str]]) -> None:
+    for node, name in pairs:
+        found.setdefault(node, name)
 
 
 def _difference(

@@ -40,9 +40,7 @@ class FoldQuantize:
         # A tied weight may be quantized as often as it is used, and each look goes through the users.
         constant = functools.cache(is_constant)
         folded = [
-            node
-            for node in gm.graph.nodes
-            if _stores_less(node) and all(map(constant, node.all_input_nodes))
+            node for node in gm.graph.nodes if _stores_less(node) and all(map(constant, node.all_input_nodes))
         ]
         for node in folded:
             _fold(gm, node, names)

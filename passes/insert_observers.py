@@ -10,17 +10,17 @@ import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..errors import UnsupportedError
+from ..errors import DeviceError, UnsupportedError
 from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
 from ..ir.attributes import FreeNames, is_constant
-from ..ir.devices import device_of
+from ..ir.devices import device_of_value, only_device
 from ..ir.inputs import replace_inputs
 from ..ir.ledger import Ledger
 from ..ir.location import describe_point, locate
 from ..ir.observers import create_observer
 from ..ir.points import owner_of, tensor_of
 from ..ir.sharing import SharingGroup, SharingResult, resolve_sharing
-from ..ir.specs import CAST_DTYPES, ConcreteSpec, DerivedQuantizationSpec
+from ..ir.specs import CAST_DTYPES, ConcreteSpec, DerivedQuantizationSpec, EdgeOrNode
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
@@ -56,6 +56,7 @@ class InsertObservers:
         Raises:
             SharingError: the annotations contradict each other.
             AnnotationError: an annotation names an edge that does not exist.
+            DeviceError: tensors on different devices are to share one scale.
             UnsupportedError: a dtype that the quantize operators do not know.
         """
         return insert(gm, context.ledger, _create_observer, constants_once=True)
@@ -123,12 +124,13 @@ def _make_observers(
     """One observer module a group, registered on ``gm``: group index → attribute name."""
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
-    device = device_of(gm)
+    device = only_device(gm)
     # A tied weight may have as many groups as users, and each look goes through the users.
     constant = functools.cache(is_constant)
     for group in sharing.creation_order:
         if _needs_observer(group):
-            modules[group.index] = observer = _make_observer(group, sharing, modules, create).to(device)
+            modules[group.index] = observer = _make_observer(group, sharing, modules, create)
+            observer.to(device or _device_of(group))
             tensors = dict.fromkeys(tensor_of(point) for point in group.points)
             is_of_one_constant = len({n.target for n in tensors}) == 1 and all(map(constant, tensors))
             if constants_once and is_of_one_constant and hasattr(observer, "observe_once"):
@@ -140,6 +142,21 @@ def _make_observers(
             targets[group.index] = names.fresh("activation_post_process")
             gm.add_module(targets[group.index], modules[group.index])
     return targets
+
+
+def _device_of(group: SharingGroup) -> torch.device:
+    """The device of the tensors of ``group``, in a model on several."""
+    points: dict[torch.device, EdgeOrNode] = {}
+    for point in group.points:
+        points.setdefault(device_of_value(tensor_of(point)), point)
+    if len(points) > 1:
+        found = " and ".join(f"{describe_point(point)} on {device}" for device, point in points.items())
+        raise DeviceError(
+            f"one scale is shared between devices: {found}",
+            where=tuple(line for point in points.values() for line in locate(owner_of(point))),
+            hint="give the tensors specs of their own, or put them on one device",
+        )
+    return next(iter(points))
 
 
 def _make_observer(

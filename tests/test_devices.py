@@ -1,4 +1,4 @@
-"""Devices: models without values, and models on several devices, get a clear answer from every verb."""
+"""Devices: models without values and models on several devices are prepared, or get a clear answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowbit import (
+    QuantizationAnnotation,
+    Quantizer,
+    SharedQuantizationSpec,
     X86InductorQuantizer,
     calibrate,
     convert_pt2e,
@@ -16,11 +19,10 @@ from lowbit import (
     prepare_pt2e,
     prepare_qat_pt2e,
 )
-from lowbit.backends.pipelines import PREPARE, PREPARE_QAT
 from lowbit.backends.x86_inductor import has_vnni
 from lowbit.errors import CalibrationDataError, DeviceError
-from lowbit.ir.devices import device_of
-from lowbit.passes import PassContext, PassManager
+from lowbit.ir.annotation import ANNOTATION_KEY
+from lowbit.ir.devices import only_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
@@ -58,8 +60,6 @@ def converted() -> GraphModule:
 
 
 VERBS: dict[str, tuple[Callable[[], GraphModule], Callable[[GraphModule], GraphModule]]] = {
-    "prepare": (export, lambda m: prepare_pt2e(m, quantizer())),
-    "prepare_qat": (export, lambda m: prepare_qat_pt2e(m, quantizer(is_qat=True))),
     "convert": (prepared, convert_pt2e),
     "lower": (converted, lower_pt2e),
 }
@@ -99,23 +99,11 @@ def elsewhere(model: GraphModule, path: str) -> GraphModule:
     return model
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_several_devices(verb: str) -> None:
-    make, run = VERBS[verb]
-    with pytest.raises(DeviceError, match="tensors of the model are on 2 devices") as caught:
-        run(elsewhere(make(), "second"))
-    assert "is on cpu" in caught.value.found
-    assert "is on cuda:0" in caught.value.found
-    assert caught.value.where
-    assert "one device" in caught.value.hint
-
-
 def test_kernels_of_another_device() -> None:
-    model = elsewhere(converted(), "")
-    with pytest.raises(
-        DeviceError, match="is on cuda:0, and the kernels of x86_inductor run on cpu"
-    ) as caught:
-        lower_pt2e(model)
+    with pytest.raises(DeviceError, match="on cuda:0, and the kernels of x86_inductor run on cpu") as caught:
+        lower_pt2e(elsewhere(converted(), "second"))
+    assert "the tensor 'second." in caught.value.found
+    assert "module second" in str(caught.value)
     assert "model.to('cpu')" in caught.value.hint
     # Those of Intel GPUs are not packed on a CPU.
     with pytest.raises(DeviceError, match="is on cpu, and the kernels of xpu_inductor run on xpu"):
@@ -131,17 +119,55 @@ def test_data_without_values() -> None:
 def test_numbers_on_the_cpu_go_with_any_device() -> None:
     model = elsewhere(export(), "")
     model.register_buffer("number", torch.tensor(2.0))
-    assert device_of(model) == torch.device("cuda:0")
+    assert only_device(model) == torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("passes", [PREPARE, PREPARE_QAT], ids=["ptq", "qat"])
-def test_observers_are_made_on_the_device_of_the_model(passes: object) -> None:
-    # The passes themselves ask for no values, so that the meta device can stand for a GPU.
-    is_qat = passes is PREPARE_QAT
-    observed = PassManager().run(export("meta"), passes, PassContext(quantizer=quantizer(is_qat=is_qat)))
-    buffers = [b for m in observed.children() if hasattr(m, "calculate_qparams") for b in m.buffers()]
-    assert buffers
-    assert {b.device.type for b in buffers} == {"meta"}
+def observer_devices(model: GraphModule) -> list[set[str]]:
+    observers = [module for module in model.children() if hasattr(module, "calculate_qparams")]
+    return [{buffer.device.type for buffer in observer.buffers()} for observer in observers]
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_observers_are_made_on_the_device_of_the_model(is_qat: bool) -> None:
+    # Preparing asks for no values, so the meta device stands for a GPU.
+    verb = prepare_qat_pt2e if is_qat else prepare_pt2e
+    assert observer_devices(verb(export("meta"), quantizer(is_qat=is_qat))) == [{"meta"}] * 4
+    # Also of one that was moved after it was exported.
+    assert observer_devices(verb(export().to("meta"), quantizer(is_qat=is_qat))) == [{"meta"}] * 4
+
+
+class TwoDevices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.here, self.there = nn.Linear(4, 4), nn.Linear(4, 4, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.there(self.here(x).to("meta"))
+
+
+def test_a_model_on_two_devices_has_observers_on_both() -> None:
+    exported = torch.export.export(TwoDevices().eval(), (torch.zeros(2, 4),)).module()
+    assert isinstance(exported, GraphModule)
+    found = observer_devices(prepare_pt2e(exported, quantizer()))
+    assert sorted(map(str, found)) == ["{'cpu'}", "{'cpu'}", "{'meta'}", "{'meta'}"]
+
+
+def test_a_scale_is_not_shared_between_devices() -> None:
+    class Shares(Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            first, second = model.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+            spec = get_default_x86_inductor_quantization_config().input_activation
+            first.meta[ANNOTATION_KEY] = QuantizationAnnotation({first.args[0]: spec})
+            shared = SharedQuantizationSpec((first.args[0], first))
+            second.meta[ANNOTATION_KEY] = QuantizationAnnotation({second.args[0]: shared})
+            return model
+
+    exported = torch.export.export(TwoDevices().eval(), (torch.zeros(2, 4),)).module()
+    assert isinstance(exported, GraphModule)
+    with pytest.raises(DeviceError, match=r"shared between devices: .* on cpu and .* on meta") as caught:
+        prepare_pt2e(exported, Shares())
+    assert "module here" in str(caught.value)
+    assert "module there" in str(caught.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

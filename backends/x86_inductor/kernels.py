@@ -146,8 +146,12 @@ class IntegerOperator:
                 new.args,
                 new.kwargs,
             ):
-                call.graph.erase_node(new)
-                return same
+                # Equal calls may stand apart, and what reads the first of them before the second.
+                first, second = (same, new) if same < new else (new, same)
+                first.meta = same.meta
+                second.replace_all_uses_with(first)
+                call.graph.erase_node(second)
+                return first
         return new
 
     def _integer(self, call: KernelCall, operand: QuantizedOperand) -> Node:

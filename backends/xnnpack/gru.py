@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from ...ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
 from ...ir.ledger import Ledger
 from ...ir.schema import argument
+from ...ir.specs import QuantizationSpecBase
 from ...matchers.operator_pattern import Mode, Occurrence
 from ..annotation import ConfigOf
 from ..capabilities import mode_of
@@ -24,7 +27,7 @@ def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> No
     """
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.gru.input):
         config = config_of((node,))
-        inputs = [argument(node, name) for name in ("input", "hx")]
+        inputs = [cast(Node, argument(node, name)) for name in ("input", "hx")]
         refusal = float32_activations(0, 1)(Occurrence(inputs, node))
         if config is None:
             refusal = "not-configured"
@@ -33,6 +36,8 @@ def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> No
         if refusal is not None or config is None:
             ledger.missed(str(refusal), node, "as gru-inputs")
         elif not is_annotated(node):
-            specs = dict.fromkeys(inputs, config.input_activation)
-            set_annotation(node, QuantizationAnnotation({**specs}, _annotated=True))
+            specs: dict[Node, QuantizationSpecBase | None] = {
+                **dict.fromkeys(inputs, config.input_activation)
+            }
+            set_annotation(node, QuantizationAnnotation(specs, _annotated=True))
             ledger.quantized(node, "gru-inputs", "its inputs are quantized; it computes in float")

@@ -54,8 +54,10 @@ def name_reference(value: Any) -> str | None:
     if not isinstance(qualified, str):
         return None
     candidates = [(home, qualified.rpartition(".")[2]) for home in _HOMES]
-    if isinstance(module, str) and not module.startswith("_"):
-        candidates.insert(0, (module, qualified))
+    if isinstance(module, str):
+        # Builtins may say a private module (_operator), which is where to look last.
+        is_private = module.startswith("_") and module != "__main__"
+        candidates.insert(len(candidates) if is_private else 0, (module, qualified))
     for home, name in candidates:
         reference = f"{home}:{name}"
         if _same(find_reference(reference), value):

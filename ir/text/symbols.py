@@ -95,6 +95,13 @@ class SymbolWriter:
             self._environments[symbol] = value.node.shape_env
         return self.expression(expression)
 
+    def number(self, value: Any) -> str:
+        """The text of a SymInt (SymFloat, SymBool) by itself: a plain number where it is constant."""
+        expression = value.node.expr
+        if expression.free_symbols:
+            return f"sym[{self.size(value)}]"
+        return repr(value.node.pytype(expression))
+
     def symbol(self, symbol: sympy.Symbol) -> str:
         """The text of a symbol by itself, which does not know its environment."""
         self._environments.setdefault(symbol, None)
@@ -190,7 +197,7 @@ class SymbolReader:
         if isinstance(tree, Literal):
             return tree.value
         expression = self.expression(tree)
-        if expression.is_Boolean:
+        if expression.is_Boolean or expression.is_Relational:
             return self.environment.create_symboolnode(expression)
         if expression.is_number:
             return int(expression) if expression.is_integer else float(expression)

@@ -300,7 +300,7 @@ _BY_KIND: tuple[tuple[Any, Callable[[ValueWriter, Any], str]], ...] = (
     (enum.Enum, ValueWriter._other),
     (QuantizationSpecBase, ValueWriter.spec),
     (_TORCH_CONSTANTS, lambda _, value: str(value)),
-    (SymbolicNumber, lambda write, value: f"sym[{write.symbols.size(value)}]"),
+    (SymbolicNumber, lambda write, value: write.symbols.number(value)),
     (torch.Tensor, ValueWriter._tensor),
     (list, _list),
     (tuple, _tuple),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
 import pytest
 import torch
+import torch.nn.functional as F
 from lowbit import (
     Decision,
     Quantizer,
@@ -19,7 +21,9 @@ from lowbit import (
     prepare_pt2e,
 )
 from lowbit.backends.x86_inductor import has_vnni
-from torch import nn
+from lowbit.ir import quantized_decomposed as qd
+from lowbit.ir.specs import dtype_range
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -96,3 +100,83 @@ def run_flow() -> RunFlow:
         return Flow(inputs, prepared, converted, lower_pt2e(converted, backend, pack_weights=pack_weights))
 
     return run
+
+
+# The calls of oneDNN with int8 activations, by their definition: no CPU that tests usually run on has them.
+
+
+POST_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "none": lambda x, *_: x,
+    "relu": lambda x, *_: F.relu(x),
+    "hardtanh": F.hardtanh,
+    "hardswish": lambda x, *_: F.hardswish(x),
+    "swish": lambda x, *_: F.silu(x),
+    "leaky_relu": F.leaky_relu,
+    "tanh": lambda x, *_: torch.tanh(x),
+}
+
+
+def dequantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    assert x.dtype is torch.int8
+    return qd.DEQUANTIZE_PER_TENSOR(x, scale, zero_point, -128, 127, x.dtype)
+
+
+def dequantized_weight(weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    assert not zero_point.any()
+    return qd.DEQUANTIZE_PER_CHANNEL(weight, scale, zero_point, 0, -128, 127, weight.dtype)
+
+
+def finished(
+    result: Tensor, scale: float, zero_point: int, dtype: torch.dtype, post: tuple[Any, ...]
+) -> Tensor:
+    attribute, scalars, _algorithm = post
+    result = POST_OPERATORS[attribute](result, *scalars)
+    if dtype is torch.float32:
+        return result
+    return qd.QUANTIZE_PER_TENSOR(result, scale, zero_point, *dtype_range(dtype), dtype)
+
+
+def qconv(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
+    weight, w_scale, w_zero, bias, *geometry, scale, zero_point, dtype, name, scalars, algorithm = rest
+    result = F.conv2d(
+        dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias, *geometry
+    )
+    return finished(result, scale, zero_point, dtype, (name, scalars, algorithm))
+
+
+def qconv_add(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
+    weight, w_scale, w_zero, other, bias, *geometry, scale, zero_point, dtype = rest[:-7]
+    other_scale, other_zero, kind, alpha, *post = rest[-7:]
+    assert (kind, alpha) == ("sum", 1.0)
+    result = F.conv2d(
+        dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias, *geometry
+    )
+    return finished(
+        result + dequantized(other, other_scale, other_zero), scale, zero_point, dtype, tuple(post)
+    )
+
+
+def qlinear(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
+    weight, w_scale, w_zero, bias, scale, zero_point, dtype, *post = rest
+    result = F.linear(dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias)
+    return finished(result, scale, zero_point, dtype, tuple(post))
+
+
+BY_DEFINITION: dict[Any, Callable[..., Any]] = {
+    torch.ops.onednn.qconv_prepack.default: lambda weight, *_: weight,
+    torch.ops.onednn.qlinear_prepack.default: lambda weight, *_: weight,
+    torch.ops.onednn.qconv_pointwise.default: qconv,
+    torch.ops.onednn.qconv2d_pointwise.binary: qconv_add,
+    torch.ops.onednn.qlinear_pointwise.default: qlinear,
+}
+
+
+class ByDefinition(torch.fx.Interpreter):
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(BY_DEFINITION.get(target, target), args, kwargs)
+
+
+@pytest.fixture
+def by_definition() -> Callable[..., Any]:
+    """Run a lowered graph by the definition of its calls, on the arguments they were given."""
+    return lambda lowered, *inputs: ByDefinition(lowered).run(*inputs)

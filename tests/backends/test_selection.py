@@ -149,6 +149,14 @@ def test_mixed_modes_are_refused(quantizer):
         quantizer.set_module_type_qconfig(nn.Linear, dynamic)
 
 
+def test_a_setting_that_is_replaced_does_not_count(quantizer):
+    training = attrs.evolve(CONFIG, is_qat=True)
+    quantizer.set_global(CONFIG).set_global(training)
+    quantizer.set_module_name_qconfig("head", training).set_module_name_qconfig("head", None)
+    quantizer.set_global(None).set_module_name_qconfig("head", CONFIG)
+    assert quantized(quantizer) == {"head": 255}
+
+
 def test_without_any_setting_nothing_is_quantized(quantizer):
     with pytest.warns(NothingQuantizedWarning):
         assert quantized(quantizer) == {}

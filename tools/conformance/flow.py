@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol, cast
 
 import attrs
@@ -189,7 +189,8 @@ class Flows:
         for name, other in by_module.items():
             configurable.set_module_name(name.replace("_", "."), other)
         is_static = config is not None and mode_of(config) is Mode.STATIC
-        return ComposableQuantizer([ReaderQuantizer(config.input_activation if is_static else None), own])
+        read = config.input_activation if config is not None and is_static else None
+        return ComposableQuantizer([ReaderQuantizer(read), own])
 
     def annotate(
         self, quantizer: Quantizer, model: GraphModule | None = None
@@ -223,7 +224,7 @@ class Flows:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _quietly() -> Generator[None]:
     """Without the warnings of what the checks look at themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingQuantizedWarning)

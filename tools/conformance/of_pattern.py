@@ -157,7 +157,7 @@ def stores_what_the_table_says(flows: Flows, pattern: OperatorPattern) -> None:
             read.get(Role.ACTIVATION, set()), _set(cell.activation), f"{run.preset.name}: activations"
         )
         expect_equal(read.get(Role.WEIGHT, set()), _set(cell.weight), f"{run.preset.name}: weight")
-        written = {n.args[-1] for node in own for n in node.users if _quantizes(n, node)}
+        written = {_stored_dtype(n) for node in own for n in node.users if _quantizes(n, node)}
         # Without a reader the result may stay float.
         expected = _set(cell.output) if branch.is_read or pattern.quantizes_output else set()
         expect_equal(written, expected, f"{run.preset.name}: dtypes that the result is quantized to")
@@ -323,7 +323,7 @@ def _expect_spec(run: Run, pattern: OperatorPattern, role: Role, spec: object) -
 
 
 def _stored_dtype(source: Node) -> torch.dtype:
-    if qd.is_dequantize(source):
+    if qd.is_dequantize(source) or qd.is_quantize(source):
         dtype = source.args[-1]
         assert isinstance(dtype, torch.dtype)
         return dtype

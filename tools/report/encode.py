@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Final
@@ -12,14 +13,18 @@ import attrs
 import torch
 
 from ...ir.meta import ID_KEY
+from ...ir.quantized_decomposed import QUANTIZE_PER_TENSOR
 from ...ir.stages import Stage
+from ...ir.text.short import format_target
 from ...quantize_pt2e import decisions
 from .numeric_error import NodeError
-from .observers import Observation, observations
+from .observers import Observation, Parameters, observations, parameters_of
 from .recorder import Moment, Report, Run
 from .rows import Row
 
 __all__ = ["LITERAL", "encode", "encode_order"]
+
+_QUANTIZE: Final = format_target("call_function", QUANTIZE_PER_TENSOR)
 
 LITERAL: Final = -1
 """In an encoded order, in place of a position: what follows is a node itself."""
@@ -134,26 +139,52 @@ def _error(key: int, error: NodeError) -> list[Any]:
 
 def _observations(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     for run in runs:
-        yield from _with_groups(run.observed, run.moments[0].rows)
+        yield from _described(run.observed, run.moments[0].rows, _literals(run))
     if runs and runs[-1].moments[-1].stage is Stage.OBSERVED:
         # Nobody has converted the model yet; what its observers saw so far is of interest already.
         last = runs[-1]
-        yield from _with_groups(
-            observations(last.gm, lambda node: last.keys[node.meta[ID_KEY]]), last.moments[-1].rows
-        )
+        seen = observations(last.gm, lambda node: last.keys[node.meta[ID_KEY]])
+        yield from _described(seen, last.moments[-1].rows, {})
 
 
-def _with_groups(seen: Sequence[Observation], rows: Mapping[int, Row]) -> Iterator[dict[str, Any]]:
-    """The observations with the sharing groups of their points, as ``resolve-sharing`` wrote them down."""
-    calls = {call for each in seen for call in each.calls}
+def _described(
+    observed: Sequence[Observation], rows: Mapping[int, Row], literals: Mapping[int, Parameters]
+) -> Iterator[dict[str, Any]]:
+    """Observations with the sharing groups of their points, as ``resolve-sharing`` wrote them down, and with
+    the parameters that come of them."""
+    calls = {call for seen in observed for call in seen.calls}
     readers: dict[int, list[Row]] = {call: [] for call in sorted(calls)}
     for row in rows.values():
         for source in dict.fromkeys(row.inputs) if row.groups else ():
             if source in calls:
                 readers[source].append(row)
-    for each in seen:
-        reading = [row for call in each.calls for row in readers[call]]
-        yield {**attrs.asdict(each), "group": _group(rows[each.tensors[0]], reading)}
+    times = Counter(tensor for seen in observed for tensor in seen.tensors)
+    for seen in observed:
+        reading = [row for call in seen.calls for row in readers[call]]
+        # What conversion found need not be searched for again, where it is clear whose it is.
+        known = [literals[key] for key in seen.tensors if times[key] == 1 and key in literals]
+        parameters = known[0] if known else parameters_of(seen)
+        yield {
+            **attrs.asdict(seen, filter=attrs.filters.exclude("observer")),
+            "parameters": None if parameters is None else attrs.asdict(parameters),
+            "group": _group(rows[seen.tensors[0]], reading),
+        }
+
+
+def _literals(run: Run) -> dict[int, Parameters]:
+    """The parameters that a run quantizes tensors with, by tensor; without those of several."""
+    found: dict[int, set[tuple[str, str]]] = {}
+    for moment in run.moments:
+        for row in moment.rows.values():
+            if row.target == _QUANTIZE:
+                found.setdefault(row.inputs[0], set()).add((row.arguments[1], row.arguments[2]))
+    literals: dict[int, Parameters] = {}
+    for key, pairs in found.items():
+        if len(pairs) == 1:
+            ((scale, zero_point),) = pairs
+            number, zero = float(f"{float(scale):.7g}"), int(zero_point)
+            literals[key] = Parameters((number, number), (zero, zero), 1)
+    return literals
 
 
 def _group(tensor: Row, readers: Sequence[Row]) -> int | None:

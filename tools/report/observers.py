@@ -16,7 +16,7 @@ from ...ir.observers.histogram import DyadicHistogram
 from ...ir.text.short import DTYPE_NAMES
 from ...ir.verifiers import is_observer
 
-__all__ = ["Histogram", "Observation", "observations"]
+__all__ = ["Histogram", "Observation", "Parameters", "observations", "parameters_of"]
 
 _MOST_BARS: Final = 64
 """As many as can be told apart in a panel."""
@@ -36,32 +36,45 @@ class Histogram:
 
 
 @attrs.frozen
+class Parameters:
+    """Quantization parameters.
+
+    Args:
+        scale: the smallest and the largest of the scales.
+        zero_point: the smallest and the largest of the zero points.
+        count: how many there are of each: one per tensor, or one for each channel.
+    """
+
+    scale: tuple[float, float]
+    zero_point: tuple[int, int]
+    count: int
+
+
+@attrs.frozen
 class Observation:
     """What one observer saw, and the nodes that show it.
 
     Args:
         calls: the numbers of the nodes that call the observer.
         tensors: the numbers of the nodes whose values it observes.
+        observer: the observer itself.
         kind: its class.
         dtype: what is quantized to.
         integers: the smallest and largest quantized value, if it says so.
         scheme: the qscheme, per tensor or per channel.
         has_data: whether it saw any.
-        scale: smallest and largest scale, and how many there are; empty without data.
-        zero_point: likewise.
         extremes: smallest and largest value of each channel (of some in a row, if there are many).
         histogram: the distribution, if the observer keeps one.
     """
 
     calls: tuple[int, ...]
     tensors: tuple[int, ...]
+    observer: torch.nn.Module = attrs.field(repr=False)
     kind: str
     dtype: str
     integers: tuple[int, int] | None
     scheme: str
     has_data: bool
-    scale: tuple[float, ...]
-    zero_point: tuple[int, ...]
     extremes: tuple[tuple[float, float], ...]
     histogram: Histogram | None
 
@@ -82,34 +95,38 @@ def observations(gm: GraphModule, key_of: Callable[[Node], int]) -> tuple[Observ
 
 
 def _observation(observer: Any, nodes: list[Node], key_of: Callable[[Node], int]) -> Observation:
-    scale, zero_point = _parameters(observer)
     integers = (getattr(observer, "quant_min", None), getattr(observer, "quant_max", None))
     dtype = getattr(observer, "dtype", None)
     tensors = dict.fromkeys(key_of(source) for node in nodes for source in node.all_input_nodes)
     return Observation(
         calls=tuple(map(key_of, nodes)),
         tensors=tuple(tensors),
+        observer=observer,
         kind=type(observer).__name__,
         dtype=DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch.")) if dtype is not None else "",
         integers=None if None in integers else integers,  # pyright: ignore[reportArgumentType]
         scheme=str(getattr(observer, "qscheme", "")).removeprefix("torch."),
-        has_data=scale is not None,
-        scale=() if scale is None else (*map(_short, _extremes(scale)), scale.numel()),
-        zero_point=() if zero_point is None else (*map(int, _extremes(zero_point)), zero_point.numel()),
+        has_data=not getattr(observer, "is_dynamic", False) and bool(getattr(observer, "has_data", True)),
         extremes=_channels(observer),
         histogram=_histogram(observer),
     )
 
 
-def _parameters(observer: Any) -> tuple[Tensor | None, Tensor | None]:
-    # Parameters of dynamic quantization are found when the model runs.
-    if getattr(observer, "is_dynamic", False) or not getattr(observer, "has_data", True):
-        return None, None
+def parameters_of(seen: Observation) -> Parameters | None:
+    """The parameters that come of what was seen; None without data, or if they are found at run time.
+
+    They take a while to find for an observer that searches its histogram.
+    """
+    if not seen.has_data:
+        return None
+    observer: Any = seen.observer
     try:
         scale, zero_point = observer.calculate_qparams()
     except NotCalibratedError:
-        return None, None
-    return scale.detach(), None if zero_point is None else zero_point.detach()
+        return None
+    low, high = _extremes(scale)
+    zeros = (0, 0) if zero_point is None else tuple(map(int, _extremes(zero_point)))
+    return Parameters((_short(low), _short(high)), (zeros[0], zeros[1]), scale.numel())
 
 
 def _extremes(values: Tensor) -> tuple[float, float]:

@@ -261,15 +261,20 @@ def report_honest(run: Run) -> None:
 
 def nothing_left_over(run: Run) -> None:
     """No parameter or buffer stays that nothing reads any more."""
-    left = _unread(run.after) - _unread(run.before)
+    left = (_unread(run.after) & _tensors(run.before)) - _unread(run.before)
     if left:
         raise LawBroken(f"nothing reads {', '.join(sorted(left))} any more, and it stays")
 
 
 def _unread(gm: GraphModule) -> set[str]:
     read = {str(node.target) for node in gm.graph.nodes if node.op in {"get_attr", "call_module"}}
-    tensors = {name for name, _ in (*gm.named_parameters(), *gm.named_buffers())}
-    return {name for name in tensors if name not in read and not any(map(read.__contains__, _owners(name)))}
+    return {
+        name for name in _tensors(gm) if name not in read and not any(map(read.__contains__, _owners(name)))
+    }
+
+
+def _tensors(gm: GraphModule) -> set[str]:
+    return {name for name, _ in (*gm.named_parameters(), *gm.named_buffers())}
 
 
 def _owners(name: str) -> list[str]:

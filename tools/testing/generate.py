@@ -35,9 +35,12 @@ _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]
 def draw_subject(random: Random, *, max_steps: int, is_training: bool) -> Subject:
     """A program of one to ``max_steps`` operators, and how these are annotated."""
     (shape,) = random.choices(list(SHAPES), list(SHAPES.values()))
+    # Few kinds of operators a program: two that meet only rarely among all of them often do.
+    # (Groce et al., "Swarm Testing", 2012.)
+    kinds = random.choices(list(OPERATORS), _WEIGHTS, k=random.randint(2, 4))
     program = Program(
         shape=shape,
-        steps=tuple(_step(random) for _ in range(random.randint(1, max_steps))),
+        steps=tuple(_step(random, kinds) for _ in range(random.randint(1, max_steps))),
         results=random.choice((0, 0, 1, 2)),
         seed=random.randrange(100),
         is_training=is_training,
@@ -45,10 +48,9 @@ def draw_subject(random: Random, *, max_steps: int, is_training: bool) -> Subjec
     return Subject(program, tuple(_choices(random) for _ in range(random.randint(1, 3))))
 
 
-def _step(random: Random) -> Step:
-    (operator,) = random.choices(list(OPERATORS), _WEIGHTS)
+def _step(random: Random, kinds: list[str]) -> Step:
     first, second = (random.choice((0, 0, 0, 1, 1, 2, 3)) for _ in range(2))
-    return Step(operator, first, second, random.randrange(420))
+    return Step(random.choice(kinds), first, second, random.randrange(420))
 
 
 def _choices(random: Random) -> Choices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from random import Random
 from typing import Any
@@ -108,7 +109,7 @@ def _report(pass_: Pass, law: str, text: str, subject: Subject, gm: GraphModule)
 def check(
     pass_: Pass,
     *,
-    examples: int = 200,
+    examples: int = 500,
     laws: Iterable[Law] = LAWS,
     is_training: bool = False,
     backend: Backend | None = None,
@@ -148,13 +149,14 @@ def check(
         except LawBroken as broken:
             if not shrinks:
                 raise
-            law = broken.law
-            found = smallest(subject, lambda s: _breaks(s, pass_, law, chosen, backend))
-            check_on(found, pass_, laws=chosen, backend=backend)
+            breaks = functools.partial(_breaks, broken.law, pass_=pass_, laws=chosen, backend=backend)
+            check_on(smallest(subject, breaks), pass_, laws=chosen, backend=backend)
             raise
 
 
-def _breaks(subject: Subject, pass_: Pass, law: str, laws: tuple[Law, ...], backend: Backend | None) -> bool:
+def _breaks(
+    law: str, subject: Subject, *, pass_: Pass, laws: tuple[Law, ...], backend: Backend | None
+) -> bool:
     """Whether ``law`` does not hold on ``subject``."""
     try:
         check_on(subject, pass_, laws=laws, backend=backend)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowbit import EmbeddingQuantizer, PerChannelMinMaxObserver, get_default_embedding_quantization_config
 from lowbit.ir import quantized_decomposed as qd
+from lowbit.ir.observers import create_observer
 from torch import Tensor, nn
 
 INDICES = torch.tensor([[0, 3, 3], [4, 1, 0]])
@@ -51,9 +52,7 @@ def test_every_value_is_within_half_a_step(low: float, width: float, seed: int) 
     weight = low + width * torch.rand(3, 16, generator=generator)
     spec = get_default_embedding_quantization_config().weight
     assert spec is not None
-    observer = PerChannelMinMaxObserver(
-        0, torch.int8, spec.qscheme, quant_min=-128, quant_max=127, eps=2**-12
-    )
+    observer: Any = create_observer(spec)
     observer(weight)
     scale, zero_point = observer.calculate_qparams()
     assert (scale.dtype, zero_point.dtype) == (torch.float32, torch.float32)

@@ -454,7 +454,7 @@ def test_operators_left_float_have_their_reason(run_flow: RunFlow) -> None:
     flow = run_flow(Mixed(), torch.randn(2, 3, 6, 6))
     reasons = {d.node: d.reason for d in decisions(flow.lowered) if d.status == "float"}
     assert reasons == {
-        "gelu": "no-pattern",
+        "gelu": "pointwise",
         "split": "float-input",
         "getitem": "float-input",
         "max_pool2d": "no-low-precision-reader",
@@ -477,3 +477,28 @@ def test_a_pass_between_convert_and_lower_shows_in_the_ledger(run_flow: RunFlow)
     assert (left["avg_pool2d"].status, left["avg_pool2d"].reason) == ("float", "no-kernel")
     assert (left["flatten"].status, left["flatten"].reason) == ("float", "no-kernel")
     assert left["linear"].status == "quantized"
+
+
+def test_equal_movements_of_one_tensor_apart_from_each_other() -> None:
+    """The one that is lowered first stands behind readers of the other."""
+
+    x = torch.randn(2, 3)
+    parameters = (0.1, 3, 0, 255, torch.uint8)
+
+    def pair(graph: torch.fx.Graph, source: Any) -> Any:
+        q = graph.call_function(qd.QUANTIZE_PER_TENSOR, (source, *parameters))
+        return q, graph.call_function(qd.DEQUANTIZE_PER_TENSOR, (q, *parameters))
+
+    graph = torch.fx.Graph()
+    q, _ = pair(graph, graph.placeholder("x"))
+    results = []
+    for _ in range(2):
+        real = graph.call_function(qd.DEQUANTIZE_PER_TENSOR, (q, *parameters))
+        moved = graph.call_function(aten.transpose.int, (real, 0, 1))
+        results.append(pair(graph, moved)[1])
+    graph.output(tuple(results))
+    qdq = torch.fx.GraphModule(nn.Module(), graph)
+    lowered = lower_pt2e(qdq, "x86_inductor")
+    assert len(lowered.graph.find_nodes(op="call_function", target=aten.transpose.int)) == 1
+    for got, want in zip(lowered(x), qdq(x), strict=True):
+        assert torch.equal(got, want)

@@ -126,7 +126,7 @@ def test_what_the_kernel_does_not_take_stays_float_and_right(kind, between):
         assert torch.allclose(lowered(x), converted(x), atol=1e-5)
     name = "gelu" if between is F.gelu else "sigmoid"
     (decision,) = [d for d in lowbit.decisions(lowered) if d.node == name]
-    assert (decision.status, decision.reason) == ("float", "no-pattern")
+    assert (decision.status, decision.reason) == ("float", "pointwise")
 
 
 def test_compiled():

@@ -275,3 +275,55 @@ def test_dynamic_quantizes_linear_only() -> None:
     assert reasons["conv2d"] == reasons["add"] == reasons["relu"] == reasons["flatten"] == "(static-only)"
     assert found.inputs("linear") == {"inputs_0": DYNAMIC.input_activation, "linear_weight": DYNAMIC.weight}
     assert found["linear"].output_qspec is None
+
+
+# Recurrent layers.
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 3, **options)
+        self.linear = nn.Linear(3 * (2 if options.get("bidirectional") else 1), 2)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(x, h)
+        return self.linear(y), h
+
+
+def recurrent(config: QuantizationConfig, dtype: torch.dtype = torch.float32, **options: Any) -> Annotated:
+    states = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    inputs = torch.zeros(5, 2, 4, dtype=dtype), torch.zeros(states, 2, 3, dtype=dtype)
+    exported = torch.export.export(Recurrent(**options).eval().to(dtype), inputs).module()
+    assert isinstance(exported, GraphModule)
+    context = PassContext(quantizer=XNNPACKQuantizer().set_global(config))
+    return Annotated(PassManager().run(exported, Pipeline((Normalize(), Annotate())), context).graph, context)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"num_layers": 2},
+        {"bidirectional": True},
+        {"num_layers": 3, "bidirectional": True},
+    ],
+)
+def test_what_goes_into_a_gru_is_quantized_and_its_weights_are_not(options: dict[str, Any]) -> None:
+    found = recurrent(STATIC, **options)
+    assert found.inputs("gru") == {"x": ACTIVATION, "h": ACTIVATION}
+    assert found["gru"].output_qspec is None
+    assert found.reasons()["gru"] == "gru-inputs"
+    assert found.reasons()["linear"] == "linear"
+
+
+def test_grus_that_stay_float() -> None:
+    assert recurrent(DYNAMIC).reasons()["gru"] == "(static-only)"
+    assert recurrent(STATIC, torch.float64).reasons()["gru"] == "(activation-not-float32)"
+    exported = torch.export.export(Recurrent().eval(), (torch.zeros(5, 2, 4), torch.zeros(1, 2, 3))).module()
+    assert isinstance(exported, GraphModule)
+    quantizer = XNNPACKQuantizer().set_global(STATIC).set_object_type(nn.GRU, None)
+    context = PassContext(quantizer=quantizer)
+    graph = PassManager().run(exported, Pipeline((Normalize(), Annotate())), context).graph
+    assert Annotated(graph, context).reasons()["gru"] == "(not-configured)"

@@ -119,8 +119,8 @@ def test_the_partitioner_takes_all_of_it_and_the_program_runs(name: str, preset:
 def step(converted: GraphModule, x: torch.Tensor) -> float:
     """What one rounding the other way may change: the largest scale of a tensor.
 
-    Where ranges are found at run time, XNNPACK finds one for each row. Then no input of a linear is further off
-    than a step of all of ``x``, which a row of the weight adds up.
+    Where ranges are found at run time, XNNPACK finds one for each row. Then no input of a linear is further
+    off than a step of all of ``x``, which a row of the weight adds up.
     """
     scales = [n.args[1] for n in converted.graph.nodes if n.target is qd.QUANTIZE_PER_TENSOR]
     if scales:

@@ -24,8 +24,6 @@ from lowbit import (
     prepare_pt2e,
 )
 from lowbit.errors import UnsupportedError
-from lowbit.ir import quantized_decomposed as qd
-from lowbit.ir.specs import dtype_range
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -55,88 +53,21 @@ def default(**preset: bool) -> XPUInductorQuantizer:
     return XPUInductorQuantizer().set_global(get_default_xpu_inductor_quantization_config(**preset))
 
 
-# The calls, by their definition.
+Means = Callable[..., None]
 
 
-POST_OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "none": lambda x, *_: x,
-    "relu": lambda x, *_: F.relu(x),
-    "hardtanh": F.hardtanh,
-    "hardswish": lambda x, *_: F.hardswish(x),
-    "swish": lambda x, *_: F.silu(x),
-    "leaky_relu": F.leaky_relu,
-    "tanh": lambda x, *_: torch.tanh(x),
-}
+@pytest.fixture
+def same(by_definition: Callable[..., Tensor]) -> Means:
+    def check(flow: Flow, *inputs: Tensor) -> None:
+        with torch.no_grad():
+            expected = flow.converted(*inputs)
+            actual = by_definition(flow.lowered, *inputs)
+            # Shapes and dtypes as the kernels themselves report them.
+            traced = torch.export.export(flow.lowered, inputs).graph.output_node().args[0][0].meta["val"]
+        assert torch.equal(actual, expected)
+        assert (traced.shape, traced.dtype) == (expected.shape, expected.dtype)
 
-
-def dequantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    assert x.dtype is torch.int8
-    return qd.DEQUANTIZE_PER_TENSOR(x, scale, zero_point, -128, 127, x.dtype)
-
-
-def dequantized_weight(weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    assert not zero_point.any()
-    return qd.DEQUANTIZE_PER_CHANNEL(weight, scale, zero_point, 0, -128, 127, weight.dtype)
-
-
-def finished(
-    result: Tensor, scale: float, zero_point: int, dtype: torch.dtype, post: tuple[Any, ...]
-) -> Tensor:
-    attribute, scalars, _algorithm = post
-    result = POST_OPERATORS[attribute](result, *scalars)
-    if dtype is torch.float32:
-        return result
-    return qd.QUANTIZE_PER_TENSOR(result, scale, zero_point, *dtype_range(dtype), dtype)
-
-
-def qconv(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
-    weight, w_scale, w_zero, bias, *geometry, scale, zero_point, dtype, name, scalars, algorithm = rest
-    result = F.conv2d(
-        dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias, *geometry
-    )
-    return finished(result, scale, zero_point, dtype, (name, scalars, algorithm))
-
-
-def qconv_add(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
-    weight, w_scale, w_zero, other, bias, *geometry, scale, zero_point, dtype = rest[:-7]
-    other_scale, other_zero, kind, alpha, *post = rest[-7:]
-    assert (kind, alpha) == ("sum", 1.0)
-    result = F.conv2d(
-        dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias, *geometry
-    )
-    return finished(
-        result + dequantized(other, other_scale, other_zero), scale, zero_point, dtype, tuple(post)
-    )
-
-
-def qlinear(x: Tensor, x_scale: float, x_zero: int, *rest: Any) -> Tensor:
-    weight, w_scale, w_zero, bias, scale, zero_point, dtype, *post = rest
-    result = F.linear(dequantized(x, x_scale, x_zero), dequantized_weight(weight, w_scale, w_zero), bias)
-    return finished(result, scale, zero_point, dtype, tuple(post))
-
-
-BY_DEFINITION: dict[Any, Callable[..., Any]] = {
-    torch.ops.onednn.qconv_prepack.default: lambda weight, *_: weight,
-    torch.ops.onednn.qlinear_prepack.default: lambda weight, *_: weight,
-    torch.ops.onednn.qconv_pointwise.default: qconv,
-    torch.ops.onednn.qconv2d_pointwise.binary: qconv_add,
-    torch.ops.onednn.qlinear_pointwise.default: qlinear,
-}
-
-
-class ByDefinition(torch.fx.Interpreter):
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(BY_DEFINITION.get(target, target), args, kwargs)
-
-
-def assert_means_the_same(flow: Flow, *inputs: Tensor) -> None:
-    with torch.no_grad():
-        expected = flow.converted(*inputs)
-        actual = ByDefinition(flow.lowered).run(*inputs)
-        # Shapes and dtypes as the kernels themselves report them.
-        traced = torch.export.export(flow.lowered, inputs).graph.output_node().args[0][0].meta["val"]
-    assert torch.equal(actual, expected)
-    assert (traced.shape, traced.dtype) == (expected.shape, expected.dtype)
+    return check
 
 
 # Operators.
@@ -184,14 +115,18 @@ X = torch.randn(2, 3, 8, 8)
 )  # fmt: skip
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_calls_mean_what_the_graph_means(
-    run_flow: RunFlow, body: Callable[..., Tensor], calls: list[str], reduce_range: bool
+    run_flow: RunFlow,
+    same: Means,
+    body: Callable[..., Tensor],
+    calls: list[str],
+    reduce_range: bool,
 ) -> None:
     flow = run_flow(Model(body), X, quantizer=default(reduce_range=reduce_range), pack_weights=False)
     assert sorted(t for t in flow.targets() if "wise" in t) == sorted(calls)
-    assert_means_the_same(flow, X)
+    same(flow, X)
 
 
-def test_max_pooling_stays_float(run_flow: RunFlow) -> None:
+def test_max_pooling_stays_float(run_flow: RunFlow, same: Means) -> None:
     model = Model(lambda m, x: m.conv(F.max_pool2d(F.relu(m.stem(x)), 2)))
     flow = run_flow(model, X, quantizer=default(), pack_weights=False)
     decision = flow.decision("max_pool2d")
@@ -200,14 +135,14 @@ def test_max_pooling_stays_float(run_flow: RunFlow) -> None:
     # Nothing is quantized on its way in.
     assert str(pool.args[0].target) == QCONV
     assert pool.args[0].args[13] is torch.float32
-    assert_means_the_same(flow, X)
+    same(flow, X)
 
 
-def test_means_are_left_to_the_compiler_between_8_bit_values(run_flow: RunFlow) -> None:
+def test_means_are_left_to_the_compiler_between_8_bit_values(run_flow: RunFlow, same: Means) -> None:
     model = Model(lambda m, x: m.linear(F.adaptive_avg_pool2d(m.stem(x), 1).flatten(1)))
     flow = run_flow(model, X, quantizer=default(), pack_weights=False)
     assert flow.decision("adaptive_avg_pool2d").status == "quantized"
-    assert_means_the_same(flow, X)
+    same(flow, X)
 
 
 def test_uint8_activations_are_not_what_these_gpus_take(run_flow: RunFlow) -> None:

@@ -23,7 +23,9 @@ from lowbit.tools.report import Report
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-ACTIVATION = QuantizationSpec(torch.uint8, HistogramObserver, 0, 255, torch.per_tensor_affine)
+# With the search for the best range, converting a deep model would take most of the time of these tests.
+HISTOGRAM = HistogramObserver.with_args(range_rule="min-max")
+ACTIVATION = QuantizationSpec(torch.uint8, HISTOGRAM, 0, 255, torch.per_tensor_affine)
 WEIGHT = QuantizationSpec(
     torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0
 )

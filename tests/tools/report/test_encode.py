@@ -92,6 +92,16 @@ def test_observers_know_their_sharing_group(flow) -> None:
     assert sorted(groups) == [0, 1, 2, 3]
 
 
+def test_parameters_are_those_that_the_observers_find(flow) -> None:
+    targets = flow.prepared.graph.find_nodes(op="call_module")
+    observers = [flow.prepared.get_submodule(node.target) for node in targets if node.users]
+    scales = [observer.calculate_qparams()[0] for observer in observers]
+    shown = [seen["parameters"] for seen in encoded(flow.report)["observations"]]
+    assert [each["count"] for each in shown] == [scale.numel() for scale in scales]
+    for each, scale in zip(shown, scales, strict=True):
+        assert each["scale"] == pytest.approx((scale.min().item(), scale.max().item()), rel=1e-6)
+
+
 def test_a_model_that_is_only_prepared_shows_its_observers(flow, run_flow) -> None:
     prepared = run_flow().report
     del prepared.runs[1:]

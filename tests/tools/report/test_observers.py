@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lowbit import FakeQuantize, HistogramObserver, MinMaxObserver, ObserverBase, PerChannelMinMaxObserver
-from lowbit.tools.report.observers import Observation, observations
+from lowbit.tools.report.observers import Observation, Parameters, observations, parameters_of
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
@@ -51,8 +51,10 @@ def test_parameters_are_those_of_conversion() -> None:
     observer = MinMaxObserver(dtype=torch.uint8)
     seen = seen_by(observer, torch.tensor([0.0, 25.5]))
     scale, zero_point = observer.calculate_qparams()
-    assert seen.scale == (pytest.approx(scale.item(), rel=1e-6),) * 2 + (1,)
-    assert seen.zero_point == (zero_point.item(),) * 2 + (1,)
+    found = parameters_of(seen)
+    assert found is not None
+    assert found.scale == (pytest.approx(scale.item(), rel=1e-6),) * 2
+    assert (found.zero_point, found.count) == ((zero_point.item(),) * 2, 1)
     assert (seen.kind, seen.dtype, seen.integers) == ("MinMaxObserver", "u8", (0, 255))
     assert seen.scheme == "per_tensor_affine"
     assert seen.histogram is None
@@ -62,8 +64,10 @@ def test_channels() -> None:
     observer = PerChannelMinMaxObserver(ch_axis=0, dtype=torch.int8, qscheme=torch.per_channel_symmetric)
     seen = seen_by(observer, torch.tensor([[-1.0, 0.5], [0.0, 4.0]]))
     assert seen.extremes == ((-1.0, 0.5), (0.0, 4.0))
-    assert seen.scale[2] == 2
-    assert seen.scale[0] < seen.scale[1]
+    found = parameters_of(seen)
+    assert found is not None
+    assert found.count == 2
+    assert found.scale[0] < found.scale[1]
 
 
 def test_many_channels_are_summed_up() -> None:
@@ -78,7 +82,7 @@ def test_many_channels_are_summed_up() -> None:
 def test_without_data_nothing_is_made_up(observer: nn.Module) -> None:
     seen = seen_by(observer, None)
     assert not seen.has_data
-    assert (seen.scale, seen.zero_point, seen.extremes, seen.histogram) == ((), (), (), None)
+    assert (parameters_of(seen), seen.extremes, seen.histogram) == (None, (), None)
 
 
 def test_fake_quantizers_show_their_observer() -> None:
@@ -101,7 +105,7 @@ class Constant(ObserverBase):
 
 def test_observers_of_users() -> None:
     seen = seen_by(Constant(torch.int8), torch.ones(1))
-    assert (seen.scale, seen.zero_point) == ((0.5, 0.5, 1), (3, 3, 1))
+    assert parameters_of(seen) == Parameters((0.5, 0.5), (3, 3), 1)
     assert (seen.kind, seen.integers, seen.extremes) == ("Constant", None, ())
 
 
@@ -109,5 +113,5 @@ def test_looking_changes_nothing() -> None:
     observer = HistogramObserver()
     observer(torch.randn(100))
     before = {name: tensor.clone() for name, tensor in observer.state_dict().items()}
-    seen_by(observer, None)
+    parameters_of(seen_by(observer, None))
     assert all(torch.equal(tensor, before[name]) for name, tensor in observer.state_dict().items())

@@ -115,7 +115,7 @@ class Choice(nn.Module):
         self.fc = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, lambda y: self.fc(y) + 1, lambda y: y - 1, (x,))
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (self.fc(x),))
 
 
 def test_nested_graphs_are_in_it(run_flow) -> None:

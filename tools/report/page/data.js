@@ -7,11 +7,38 @@ const NODE = "\ue000"; // stands for an input in the text of an argument
 const OUTPUT = -1; // among specs: that of the output
 const LITERAL = -1; // in an order: what follows is a node itself
 
-const decodeRow = ([name, op, target, args, inputs, type, module, source, specs, groups, kernel, value, body, maker, from]) => ({
-  name: text(name), op: text(op), target: text(target), args: args.map(text), inputs, type: text(type),
-  module: text(module), source: text(source), specs: specs.map(([of, spec]) => [of, text(spec)]),
-  groups: text(groups), kernel: text(kernel), value: text(value), body: text(body),
-  madeBy: text(maker), madeFrom: from,
+const decodeRow = ([
+  name,
+  op,
+  target,
+  args,
+  inputs,
+  type,
+  module,
+  source,
+  specs,
+  groups,
+  kernel,
+  value,
+  body,
+  maker,
+  from,
+]) => ({
+  name: text(name),
+  op: text(op),
+  target: text(target),
+  args: args.map(text),
+  inputs,
+  type: text(type),
+  module: text(module),
+  source: text(source),
+  specs: specs.map(([of, spec]) => [of, text(spec)]),
+  groups: text(groups),
+  kernel: text(kernel),
+  value: text(value),
+  body: text(body),
+  madeBy: text(maker),
+  madeFrom: from,
 });
 
 function decodeOrder(pieces, before) {
@@ -38,18 +65,38 @@ for (const [run, { verb, moments: inRun }] of raw.runs.entries()) {
     const keys = decodeOrder(order, before ? before.order : []);
     for (const key of keys) now.set(key, changed.get(key) ?? before.rows.get(key));
     moments.push({
-      index: moments.length, run, verb, position, pass: text(after), name: text(after).split("{")[0],
-      stage, seconds, order: keys, rows: now,
+      index: moments.length,
+      run,
+      verb,
+      position,
+      pass: text(after),
+      name: text(after).split("{")[0],
+      stage,
+      seconds,
+      order: keys,
+      rows: now,
     });
   }
 }
 
-const decisions = raw.runs.map(({ decisions: made }) => new Map(made.map(
-  ([key, status, reason, detail, kernel, intended]) =>
-    [key, { status: text(status), reason: text(reason), detail: text(detail), kernel: text(kernel), intended: !!intended }],
-)));
+const decisions = raw.runs.map(
+  ({ decisions: made }) =>
+    new Map(
+      made.map(([key, status, reason, detail, kernel, intended]) => [
+        key,
+        {
+          status: text(status),
+          reason: text(reason),
+          detail: text(detail),
+          kernel: text(kernel),
+          intended: !!intended,
+        },
+      ]),
+    ),
+);
 
-const errors = raw.errors && new Map(raw.errors.map(([key, sqnr, largest, own]) => [key, { sqnr, largest, own: !!own }]));
+const errors =
+  raw.errors && new Map(raw.errors.map(([key, sqnr, largest, own]) => [key, { sqnr, largest, own: !!own }]));
 
 /** What was observed, by the node that observes, the node that is observed, and those that quantize it. */
 const observationOf = new Map();
@@ -62,19 +109,36 @@ for (const seen of raw.observations) {
 for (const moment of moments) {
   for (const [key, row] of moment.rows) {
     const seen = observationOf.get(row.inputs[0]);
-    if (seen && /^quantized_decomposed\.(quantize_per|convert_element)/.test(row.target) && !observationOf.has(key)) observationOf.set(key, seen);
+    if (
+      seen &&
+      /^quantized_decomposed\.(quantize_per|convert_element)/.test(row.target) &&
+      !observationOf.has(key)
+    )
+      observationOf.set(key, seen);
   }
 }
 
 const title = (moment) =>
-  moment.position > 0 ? `After ${moment.name}`
-    : moment.index === 0 ? "The model as it came"
-      : moment.stage === "OBSERVED" ? "Calibrated" : `Before ${moment.verb}`;
+  moment.position > 0
+    ? `After ${moment.name}`
+    : moment.index === 0
+      ? "The model as it came"
+      : moment.stage === "OBSERVED"
+        ? "Calibrated"
+        : `Before ${moment.verb}`;
 const label = (moment) =>
-  moment.position > 0 ? moment.name : moment.index === 0 ? "input" : moment.stage === "OBSERVED" ? "calibrate" : "hand over";
+  moment.position > 0
+    ? moment.name
+    : moment.index === 0
+      ? "input"
+      : moment.stage === "OBSERVED"
+        ? "calibrate"
+        : "hand over";
 
 /** The passes that matter to people; a run that begins with what the last one left adds nothing. */
-const stops = moments.filter((moment) => moment.position > 0 || moment.index === 0 || moment.stage === "OBSERVED" || differs(moment));
+const stops = moments.filter(
+  (moment) => moment.position > 0 || moment.index === 0 || moment.stage === "OBSERVED" || differs(moment),
+);
 
 function differs(moment) {
   const { order, rows } = raw.runs[moment.run].moments[0];
@@ -85,7 +149,7 @@ const shortOp = (target) => target.replace(/\.default$/, "");
 const dtypeOf = (row) => /^\(*([a-z]+\d*)\[/.exec(row.type)?.[1] ?? "";
 const signatureName = (row, i) => {
   const named = /^(\w+)=/.exec(row.args[i]);
-  return named ? named[1] : parameters.get(row.target)?.[i] ?? "";
+  return named ? named[1] : (parameters.get(row.target)?.[i] ?? "");
 };
 const nameAt = (moment, key) => {
   const row = moment.rows.get(key) ?? lastSeen(key)?.row;
@@ -104,7 +168,9 @@ function lastSeen(key) {
 /** The arguments of a row as text, its inputs by the names they have at `moment`. */
 function argumentText(row, moment) {
   let next = 0;
-  return row.args.map((argument) => argument.replaceAll(NODE, () => nameAt(moment, row.inputs[next++]))).join(", ");
+  return row.args
+    .map((argument) => argument.replaceAll(NODE, () => nameAt(moment, row.inputs[next++])))
+    .join(", ");
 }
 
 function rowText(row, moment) {

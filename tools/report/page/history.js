@@ -21,13 +21,17 @@ function aspects(a, b) {
 /** The members of `after` that keep their order from `before`, as many as can be (patience sorting). */
 function keptOrder(before, after) {
   const position = new Map(before.map((key, i) => [key, i]));
-  const tails = [], ends = [], previous = new Map();
+  const tails = [],
+    ends = [],
+    previous = new Map();
   for (const key of after) {
     const at = position.get(key);
-    let low = 0, high = tails.length;
+    let low = 0,
+      high = tails.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (tails[middle] < at) low = middle + 1; else high = middle;
+      if (tails[middle] < at) low = middle + 1;
+      else high = middle;
     }
     previous.set(key, low ? ends[low - 1] : undefined);
     tails[low] = at;
@@ -47,7 +51,8 @@ function compare(a, b) {
   return comparisons.get(id);
 }
 
-const alone = (b) => arranged(b).map((key) => ({ key, a: null, b: b.rows.get(key), state: "same", aspects: [] }));
+const alone = (b) =>
+  arranged(b).map((key) => ({ key, a: null, b: b.rows.get(key), state: "same", aspects: [] }));
 
 function merge(a, b) {
   const common = (order, other) => order.filter((key) => other.rows.has(key));
@@ -57,10 +62,17 @@ function merge(a, b) {
   const items = (behind.get(undefined) ?? []).map(removed);
   for (const key of arranged(b)) {
     items.push(...(ahead.get(key) ?? []).map(removed));
-    const old = a.rows.get(key) ?? null, row = b.rows.get(key);
+    const old = a.rows.get(key) ?? null,
+      row = b.rows.get(key);
     const changes = old ? aspects(old, row) : ["added"];
     if (old && !kept.has(key)) changes.push("moved");
-    const state = !old ? "added" : changes.some((change) => change !== "moved") ? "changed" : changes.length ? "moved" : "same";
+    const state = !old
+      ? "added"
+      : changes.some((change) => change !== "moved")
+        ? "changed"
+        : changes.length
+          ? "moved"
+          : "same";
     items.push({ key, a: old, b: row, state, aspects: changes });
     items.push(...(behind.get(key) ?? []).map(removed));
   }
@@ -72,8 +84,10 @@ function merge(a, b) {
  * of their module.
  */
 function removedNodes(a, b) {
-  const behind = new Map(), ahead = new Map();
-  let last, waiting = [];
+  const behind = new Map(),
+    ahead = new Map();
+  let last,
+    waiting = [];
   const settle = (next) => {
     const stays = (key) => last !== undefined && a.paths.get(key) === a.paths.get(last);
     const cut = next === undefined ? waiting.length : waiting.findIndex((key) => !stays(key));
@@ -107,7 +121,8 @@ function historyOf(key) {
   const events = [];
   for (const moment of stops) {
     const then = before(moment);
-    const old = then?.rows.get(key) ?? null, row = moment.rows.get(key) ?? null;
+    const old = then?.rows.get(key) ?? null,
+      row = moment.rows.get(key) ?? null;
     if (!old && !row) continue;
     const changes = !old ? [moment.index ? "added" : "given"] : !row ? ["removed"] : aspects(old, row);
     if (changes.length) events.push({ moment, then, old, row, changes });

@@ -1,15 +1,59 @@
 // The keys. They work wherever no text is being typed.
 
 const KEYS = [
-  ["Graph", [["↑ ↓ or j k", "previous and next line"], ["→ ←", "unfold and fold a module; ← also goes to the module around"], ["Page Up, Page Down, Home, End", "by pages, to the ends"], ["Enter", "fold or unfold; on a node, go to its details"], ["+ −", "unfold and fold everything"]]],
-  ["Passes", [["[ ]", "previous and next pass"], ["b", "compare with the pass shown now"], ["Shift and a click on a pass", "compare with that pass"]]],
-  ["View", [["s", "one column or side by side"], ["c", "only what changed"], ["w", "with or without parameters"], [`1 to ${OVERLAYS.length}`, `beside each node: ${OVERLAYS.map(({ label: words }) => words.toLowerCase()).join(", ")}`], ["/", "search"], ["Esc", "leave the search, close the details"], ["?", "this list"]]],
+  [
+    "Graph",
+    [
+      ["↑ ↓ or j k", "previous and next line"],
+      ["→ ←", "unfold and fold a module; ← also goes to the module around"],
+      ["Page Up, Page Down, Home, End", "by pages, to the ends"],
+      ["Enter", "fold or unfold; on a node, go to its details"],
+      ["+ −", "unfold and fold everything"],
+    ],
+  ],
+  [
+    "Passes",
+    [
+      ["[ ]", "previous and next pass"],
+      ["b", "compare with the pass shown now"],
+      ["Shift and a click on a pass", "compare with that pass"],
+    ],
+  ],
+  [
+    "View",
+    [
+      ["s", "one column or side by side"],
+      ["c", "only what changed"],
+      ["w", "with or without parameters"],
+      [
+        `1 to ${OVERLAYS.length}`,
+        `beside each node: ${OVERLAYS.map(({ label: words }) => words.toLowerCase()).join(", ")}`,
+      ],
+      ["/", "search"],
+      ["Esc", "leave the search, close the details"],
+      ["?", "this list"],
+    ],
+  ],
 ];
 
 function buildHelp() {
-  document.getElementById("keys").replaceChildren(...KEYS.map(([name, keys]) =>
-    h("section", {}, h("h3", {}, name), h("dl", {}, keys.flatMap(([key, does]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, does)])))));
-  document.getElementById("fields").textContent = Object.keys(FIELDS).map((field) => `${field}:`).join("  ");
+  document.getElementById("keys").replaceChildren(
+    ...KEYS.map(([name, keys]) =>
+      h(
+        "section",
+        {},
+        h("h3", {}, name),
+        h(
+          "dl",
+          {},
+          keys.flatMap(([key, does]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, does)]),
+        ),
+      ),
+    ),
+  );
+  document.getElementById("fields").textContent = Object.keys(FIELDS)
+    .map((field) => `${field}:`)
+    .join("  ");
 }
 
 const help = document.getElementById("help");
@@ -59,13 +103,19 @@ const IN_GRID = {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
   const typing = event.target.matches("input[type=search], select");
-  const inGrid = event.target === grid, inStrip = event.target.closest?.("#strip");
+  const inGrid = event.target === grid,
+    inStrip = event.target.closest?.("#strip");
   let act = null;
-  if (typing) act = event.key === "Escape" && event.target.id === "query" ? () => (search(""), grid.focus()) : null;
+  if (typing)
+    act = event.key === "Escape" && event.target.id === "query" ? () => (search(""), grid.focus()) : null;
   else if (inGrid && IN_GRID[event.key]) act = IN_GRID[event.key];
   else if (inStrip && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
-    act = () => { step(event.key === "ArrowRight" ? 1 : -1); document.querySelector('.stop[aria-current="true"]').focus(); };
-  } else if (/^[1-9]$/.test(event.key) && OVERLAYS[+event.key - 1]) act = () => update({ overlay: OVERLAYS[+event.key - 1].id });
+    act = () => {
+      step(event.key === "ArrowRight" ? 1 : -1);
+      document.querySelector('.stop[aria-current="true"]').focus();
+    };
+  } else if (/^[1-9]$/.test(event.key) && OVERLAYS[+event.key - 1])
+    act = () => update({ overlay: OVERLAYS[+event.key - 1].id });
   else act = ANYWHERE[event.key] ?? null;
   if (act) {
     event.preventDefault();

@@ -8,7 +8,10 @@ function constantsOf(moment) {
     for (const key of moment.order) {
       const row = moment.rows.get(key);
       const reads = row.op === "get_attr" && !bodies.has(row.target);
-      const computes = row.op.startsWith("call") && row.inputs.length > 0 && row.inputs.every((k) => moment.constants.has(k));
+      const computes =
+        row.op.startsWith("call") &&
+        row.inputs.length > 0 &&
+        row.inputs.every((k) => moment.constants.has(k));
       if (!row.body && (reads || computes)) moment.constants.add(key);
     }
   }
@@ -18,7 +21,8 @@ function constantsOf(moment) {
 /** The nodes of a moment: in the order of the graph, but parameters just before their first reader. */
 function arranged(moment) {
   if (!moment.arranged) {
-    const constants = constantsOf(moment), done = new Set();
+    const constants = constantsOf(moment),
+      done = new Set();
     moment.arranged = [];
     moment.paths = new Map();
     const place = (key, path) => {
@@ -48,7 +52,8 @@ function pathOf(moment, key) {
 /** Items as a tree of modules: a module is a run of neighbours with one path, so it may occur twice. */
 function outline(items, a, b) {
   const root = { path: "", label: "", children: [], items: [] };
-  const open = [root], occurrences = new Map();
+  const open = [root],
+    occurrences = new Map();
   for (const item of items) {
     const path = (item.b ? b : a).paths.get(item.key);
     const parts = path ? path.split(".") : [];
@@ -59,7 +64,14 @@ function outline(items, a, b) {
       const full = parts.slice(0, depth + 1).join(".");
       const nth = (occurrences.get(full) ?? 0) + 1;
       occurrences.set(full, nth);
-      const group = { path: full, part: parts[depth], label: parts[depth], id: `${full}#${nth}`, children: [], items: [] };
+      const group = {
+        path: full,
+        part: parts[depth],
+        label: parts[depth],
+        id: `${full}#${nth}`,
+        children: [],
+        items: [],
+      };
       open.at(-1).children.push(group);
       open.push(group);
     }

@@ -9,7 +9,10 @@ const FIELDS = {
   kernel: ({ row, made }) => `${row.kernel} ${made?.kernel ?? ""}`,
   status: ({ made }) => made?.status ?? "",
   reason: ({ made }) => made?.reason ?? "",
-  group: ({ row, key }) => groupsOf(key, row).map(({ group }) => `g${group}`).join(" "),
+  group: ({ row, key }) =>
+    groupsOf(key, row)
+      .map(({ group }) => `g${group}`)
+      .join(" "),
   pass: ({ row }) => row.madeBy,
   change: ({ item }) => [item.state, ...item.aspects].join(" "),
 };
@@ -28,8 +31,11 @@ function parseQuery(query, moment) {
       : (about) => read(about).toLowerCase().includes(rest);
   });
   return (item) => {
-    const row = item.b ?? item.a, made = decisionOf(item.key, row, moment);
-    const all = [row.name, row.target, row.module, row.type, row.kernel, made?.reason ?? ""].join(" ").toLowerCase();
+    const row = item.b ?? item.a,
+      made = decisionOf(item.key, row, moment);
+    const all = [row.name, row.target, row.module, row.type, row.kernel, made?.reason ?? ""]
+      .join(" ")
+      .toLowerCase();
     return tests.every((test) => test({ item, row, key: item.key, made, all }));
   };
 }
