@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly determinism lint bench venv bench-env clean
+.PHONY: help demo test nightly mutants determinism lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ nightly: .venv/.installed ## run the tests with other examples in the property t
 determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, and compare the bytes
 	LOWBIT_DETERMINISM_PROCESSES=20 .venv/bin/pytest tests/determinism
 
+mutants: .venv/.installed ## seed faults in the passes, and see that the laws catch them
+	.venv/bin/python tests/tools/testing/mutate.py
+
 lint: .venv/.lint ## check style and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -35,6 +38,7 @@ bench: .venv-bench/.installed ## measure everything, next to torchao, and write 
 	.venv-bench/bin/python benchmarks/qat_graph_work.py --write
 	.venv-bench/bin/python benchmarks/qat.py --write
 	.venv-bench/bin/python benchmarks/latency.py --peer --write
+	.venv-bench/bin/python benchmarks/numeric_verification.py --write
 
 venv: .venv/.installed ## set up .venv
 bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to compare with

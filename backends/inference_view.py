@@ -12,7 +12,7 @@ them, and the annotations are carried over:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import cast
 
 import attrs
@@ -56,6 +56,7 @@ def annotate_as_inference(graph: Graph, annotate: Callable[[Graph], None]) -> No
         copied.replace_all_uses_with(source)
         copy.erase_node(copied)
     before = {copied for copied in copies.values() if is_annotated(copied)}
+    _rename_sources(copies, {norm: conv for conv, norm in norms.items()}, dropouts)
     annotate(copy)
     original = {copied: node for node, copied in copies.items()}
     _CarryOver(original, norms, entries).carry(before)
@@ -88,6 +89,23 @@ def _private_dropouts(graph: Graph) -> dict[Node, tuple[Node, Node]]:
         if reader not in cast(Node, entry.args[0]).users and argument(node, "train") is not False:
             dropouts[node] = (entry, reader)
     return dropouts
+
+
+def _rename_sources(
+    copies: dict[Node, Node], convolutions: dict[Node, Node], dropouts: Container[Node]
+) -> None:
+    """Let the annotations that were there before name what their operators read in the copy."""
+
+    def seen(node: Node) -> Node:
+        while node in convolutions or node in dropouts:
+            node = convolutions[node] if node in convolutions else cast(Node, node.args[0])
+        return copies[node]
+
+    for node, copied in copies.items():
+        annotation = get_annotation(node)
+        if annotation is not None:
+            specs = {seen(source): spec for source, spec in annotation.input_qspec_map.items()}
+            set_annotation(copied, attrs.evolve(annotation, input_qspec_map=specs))
 
 
 @attrs.frozen

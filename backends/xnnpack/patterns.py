@@ -92,10 +92,6 @@ def _slice(x: Tensor) -> Tensor:
     return x[:, 1:]
 
 
-def _dropout(x: Tensor) -> Tensor:
-    return F.dropout(x, training=True)
-
-
 def _add(x: Tensor, y: Tensor) -> Tensor:
     return x + y
 
@@ -213,5 +209,4 @@ PATTERNS: tuple[OperatorPattern, ...] = (
     _follower("permute", _permute),
     _follower("transpose", _transpose),
     _follower("slice", _slice, static_slice),
-    _follower("dropout", _dropout),
 )

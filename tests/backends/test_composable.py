@@ -21,6 +21,7 @@ from lowbit import (
     get_default_x86_inductor_quantization_config,
     get_symmetric_quantization_config,
     prepare_pt2e,
+    prepare_qat_pt2e,
 )
 from lowbit.backends import compose_backends, get_backend
 from lowbit.backends.x86_inductor import has_vnni
@@ -102,22 +103,23 @@ def test_the_order_decides_who_has_what() -> None:
     }  # fmt: skip
 
 
-def test_one_may_follow_the_tensors_of_another() -> None:
-    class Pools(nn.Module):
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_one_may_follow_the_tensors_of_another(is_qat: bool) -> None:
+    class Flattens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.first, self.second, self.drop = nn.Linear(8, 8), nn.Linear(8, 8), nn.Dropout(0.5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.first(x).sum() + self.second(torch.flatten(x, 1, 1)).sum()
+            return self.first(x).sum() + self.second(self.drop(torch.flatten(x, 1, 1))).sum()
 
-    exported = torch.export.export(Pools().eval(), (torch.zeros(2, 8),)).module()
+    exported = torch.export.export(Flattens().train(is_qat), (torch.zeros(2, 8),)).module()
     assert isinstance(exported, GraphModule)
-    x86 = X86InductorQuantizer().set_global(X86).set_module_name("first", None)
-    alone = reasons(prepare_pt2e(exported, x86))
-    assert alone["flatten"] == "float-input"
-    composed = reasons(prepare_pt2e(exported, ComposableQuantizer([Takes("first"), x86])))
-    assert composed["flatten"] == "flatten"
+    config = get_default_x86_inductor_quantization_config(is_qat=is_qat, reduce_range=not has_vnni())
+    x86 = X86InductorQuantizer().set_global(config).set_module_name("first", None)
+    prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
+    assert reasons(prepare(exported, x86))["flatten"] == "float-input"
+    assert reasons(prepare(exported, ComposableQuantizer([Takes("first"), x86])))["flatten"] == "flatten"
 
 
 @pytest.mark.parametrize(

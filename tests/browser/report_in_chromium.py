@@ -1,6 +1,6 @@
 """The report in a browser: clicks, keys, speed, accessibility.
 
-Not part of the default suite, which needs no browser; ``make browser`` runs it. It needs Chromium (found on the
+Not part of the default suite, which needs no browser; ``make browser`` runs it. It needs Chromium (on the
 path, or named by ``CHROMIUM``) and ``pip install 'lowbit[browser]'``, and fails without them. Screenshots are
 left in ``out/browser``.
 """
@@ -96,6 +96,7 @@ def open_page_fixture(browser: Browser) -> Iterator[Open]:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(10_000)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -112,7 +113,7 @@ def open_page_fixture(browser: Browser) -> Iterator[Open]:
 
 def at(page: Page, name: str) -> None:
     """Go to the pass of this name."""
-    page.locator(".stop", has=page.locator(f".stop-name:text-is('{name}')")).click()
+    page.locator(f".stop[aria-label^='{name}:']").click()
 
 
 def lines(page: Page) -> list[str]:

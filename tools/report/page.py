@@ -26,6 +26,7 @@ _SCRIPTS: Final = (
     "strip.js",
     "grid.js",
     "panel.js",
+    "node.js",
     "search.js",
     "keyboard.js",
     "main.js",

@@ -16,7 +16,7 @@ from .subjects import Subject
 
 __all__ = ["SHAPES", "draw_subject"]
 
-SHAPES: Final = {
+SHAPES: Final[dict[tuple[int, ...], int]] = {
     (1,): 1,
     (2, 3): 4,
     (2, 2, 4, 4): 5,
@@ -28,7 +28,15 @@ SHAPES: Final = {
 }
 """Shapes of inputs and how often they come up, the simplest first; some have no elements or no dimensions."""
 
-_OFTEN: Final = {"block": 4, "convolution": 3, "linear": 3, "again": 2, "relu": 2, "batch_norm": 2}
+_OFTEN: Final = {
+    "block": 4,
+    "convolution": 3,
+    "linear": 3,
+    "again": 2,
+    "relu": 2,
+    "batch_norm": 2,
+    "in_place": 2,
+}
 _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]
 
 

@@ -78,9 +78,9 @@ def _scalar(to: Registers, x: Node, _: Node, option: int) -> Node:
 def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
     if not _is_float(x, y) or x.op != "call_function":
         return None
-    if option % 2 or _shape(x) != _shape(y):
-        return to.call(_aten.relu_.default, x)
-    return to.call(_aten.add_.Tensor, x, y)
+    if option % 3 == 2 and _shape(x) == _shape(y):
+        return to.call(_aten.add_.Tensor, x, y)
+    return to.call(_aten.relu_.default, x) if option % 3 == 1 else to.call(_aten.mul_.Tensor, x, 3)
 
 
 def _to_integers(to: Registers, x: Node, _: Node, option: int) -> Node:
@@ -118,7 +118,7 @@ def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     outputs = groups * (1 + option % 2)
     weight, bias = _weighted(to, to.random(outputs, shape[1] // groups, *[kernel] * window), option)
     plain, padded = _CONVOLUTIONS[len(shape)]
-    if option % 7 == 6:
+    if option % 4 == 3:
         return to.call(padded, x, weight, bias, [1] * window, "same", [1] * window, groups)
     stride, padding = [1 + option % 2] * window, [option % 2] * window
     # Export leaves out what is at its default.
@@ -126,13 +126,17 @@ def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     return to.call(plain, x, weight, bias, stride, padding, *([[1] * window, *last] if last else []))
 
 
-def _convolution_again(to: Registers, x: Node, _: Node, option: int) -> Node | None:
-    """The last convolution or linear once more, with the same weight and bias: a module called twice."""
+def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+    """The last convolution or linear once more, with the same weight and bias: a module called twice.
+
+    Behind it may be a BatchNorm of its own.
+    """
     for node in reversed(to.graph.nodes):
         if node.target in QUANTIZABLE and _shape(node.args[0]) == _shape(x) and _is_float(x):
             weight, bias = node.args[1:3]
             bias = bias if bias is None or option % 2 else to.read_again(bias)
-            return to.call(node.target, x, to.read_again(weight), bias, *node.args[3:])
+            again = to.call(node.target, x, to.read_again(weight), bias, *node.args[3:])
+            return (_batch_norm(to, again, y, option) or again) if option % 3 else again
     return None
 
 
@@ -151,11 +155,17 @@ def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     return to.call(_aten.batch_norm.default, x, *affine, mean, variance, to.is_training, 0.1, eps, True)
 
 
-def _block(to: Registers, x: Node, y: Node, option: int) -> Node | None:
-    """A convolution (or linear), a BatchNorm behind it, and mostly a ReLU."""
+def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | None:
+    """A convolution (or linear), a BatchNorm behind it, and mostly a ReLU.
+
+    In some variants the convolution may be read by others as well.
+    """
     convolution = _convolution(to, x, y, option) or _linear(to, x, y, option)
-    norm = None if convolution is None else _batch_norm(to, convolution, y, option)
-    return norm if norm is None or option % 4 == 3 else to.call(_aten.relu.default, norm)
+    if convolution is None:
+        return None
+    last = _batch_norm(to, convolution, y, option) or convolution
+    last = last if option % 4 == 3 else to.call(_aten.relu.default, last)
+    return [convolution, last] if option % 7 == 6 else [last]
 
 
 def _pool(to: Registers, x: Node, _: Node, option: int) -> Node | None:

@@ -22,6 +22,7 @@ from ...ir.observers import (
 from ...ir.specs import QuantizationSpec
 from ...matchers.capture import capture
 from ...passes import Pipeline
+from .generate import SHAPES
 from .operators import OPERATORS
 from .programs import Program, Step
 from .quantizing import ACTIVATIONS, WEIGHTS, Choices
@@ -39,9 +40,6 @@ __all__ = [
     "subjects",
 ]
 
-SHAPES = ((1,), (2, 3), (2, 2, 4, 4), (2, 3, 5), (1, 4, 5, 5), (0, 3), (0, 2, 4, 4), ())
-"""Shapes of inputs: the simplest first; two without elements, and one without dimensions."""
-
 
 def steps() -> st.SearchStrategy[Step]:
     """One step. The numbers are as many in every step, so that shrinking one leaves the others alone."""
@@ -53,7 +51,7 @@ def programs(max_steps: int = 6, *, is_training: bool = False) -> st.SearchStrat
     """Programs of up to ``max_steps`` operators."""
     return st.builds(
         Program,
-        st.sampled_from(SHAPES),
+        st.sampled_from(list(SHAPES)),
         st.lists(steps(), max_size=max_steps).map(tuple),
         st.integers(0, 2),
         st.integers(0, 99),

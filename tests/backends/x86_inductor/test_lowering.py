@@ -494,11 +494,11 @@ def test_equal_movements_of_one_tensor_apart_from_each_other() -> None:
     results = []
     for _ in range(2):
         real = graph.call_function(qd.DEQUANTIZE_PER_TENSOR, (q, *parameters))
-        moved = graph.call_function(aten.transpose.int, (real, 0, 1))
+        moved = graph.call_function(torch.ops.aten.transpose.int, (real, 0, 1))
         results.append(pair(graph, moved)[1])
     graph.output(tuple(results))
     qdq = torch.fx.GraphModule(nn.Module(), graph)
     lowered = lower_pt2e(qdq, "x86_inductor")
-    assert len(lowered.graph.find_nodes(op="call_function", target=aten.transpose.int)) == 1
+    assert len(lowered.graph.find_nodes(op="call_function", target=torch.ops.aten.transpose.int)) == 1
     for got, want in zip(lowered(x), qdq(x), strict=True):
         assert torch.equal(got, want)

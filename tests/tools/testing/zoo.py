@@ -164,8 +164,8 @@ ZOO: Final = (
     Mutant(
         "the last write forgotten",
         "passes.functional_form:_Sweep._visit",
-        "self.current[tensor] = node\n                changed",
-        "changed",
+        "assert form is not None",
+        "tensor = node",
         NORMALIZE,
     ),
     Mutant(

@@ -69,10 +69,17 @@ const ANYWHERE = {
   w: () => update({ weights: !state.weights }),
   "+": () => foldAll(false),
   "-": () => foldAll(true),
-  j: () => (grid.focus(), activate(state.line + 1)),
-  k: () => (grid.focus(), activate(state.line - 1)),
+  j: () => walk(1),
+  k: () => walk(-1),
   Escape: () => (state.query ? search("") : select(null)),
 };
+
+/** Go to the next line; into the graph at the first that is in sight. */
+function walk(by) {
+  const to = state.line < 0 ? Math.floor(grid.scrollTop / HEIGHT) : state.line + by;
+  grid.focus();
+  activate(to);
+}
 
 const page = () => Math.max(1, Math.floor(grid.clientHeight / HEIGHT) - 2);
 

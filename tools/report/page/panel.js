@@ -10,7 +10,6 @@ const facts = (pairs) =>
     pairs.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
   );
 const code = (words) => h("code", {}, words);
-const copyOf = (counted) => [...counted].sort(([a, n], [b, m]) => m - n || (a < b ? -1 : 1));
 
 function nodeLink(key, moment, words) {
   const row = moment.rows.get(key);
@@ -40,286 +39,16 @@ const heading = (above, name, below) =>
     h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => select(null) }, "×"),
   );
 
-function nodePanel(key, row, moment) {
-  const gone = moment !== view.b,
-    made = decisionOf(key, row, moment),
-    seen = observationOf.get(key);
-  return [
-    heading(
-      gone ? `not in the graph ${title(view.b).toLowerCase()}` : row.op.replace("_", " "),
-      row.name,
-      row.op === "call_function" ? shortOp(row.target) : row.op === "placeholder" ? "" : row.target,
-    ),
-    made
-      ? section(
-          "Decision",
-          h(
-            "p",
-            { class: `verdict family ${verdict(made).family}` },
-            h("span", { "aria-hidden": "true" }, `${verdict(made).sign} `),
-            verdict(made).words,
-          ),
-          facts([
-            [made.status === "quantized" ? "Pattern" : "Reason", code(made.reason)],
-            ["Detail", made.detail],
-            ["Kernel", made.kernel && code(made.kernel)],
-          ]),
-        )
-      : null,
-    section(
-      "Where it comes from",
-      facts([
-        ["Made by", maker(row, key, moment)],
-        ["Rule", row.kernel && code(row.kernel)],
-        ["Made from", row.madeFrom >= 0 && lastSeen(row.madeFrom) ? nodeLink(row.madeFrom, moment) : null],
-        [
-          "Module",
-          row.module && [code(row.module), " ", h("span", { class: "kind" }, kinds.get(row.module) ?? "")],
-        ],
-        ["Graph", row.body && code(row.body)],
-        ["Source", sourceOf(row)],
-      ]),
-    ),
-    section(
-      "Value",
-      facts([
-        ["Type", row.type && code(row.type)],
-        ["Elements", row.value],
-        ["Sharing", sharing(key, row, moment)],
-        ["Error", errorWords(key)],
-        ...parametersOf(row, moment).map(({ name, input, text: words }) => [
-          name.replaceAll("_", " "),
-          input === null ? code(words) : [nodeLink(input, moment), ` ${words}`],
-        ]),
-      ]),
-    ),
-    seen ? section("Observer", observed(seen)) : null,
-    row.specs.length
-      ? section(
-          "Annotation",
-          h(
-            "ul",
-            { class: "plain" },
-            row.specs.map(([of, spec]) =>
-              h("li", {}, of >= 0 ? [nodeLink(of, moment), " "] : of === OUTPUT ? "output " : "", code(spec)),
-            ),
-          ),
-        )
-      : null,
-    section("Arguments", argumentsOf(row, moment)),
-    section("Read by", readers(key, moment)),
-    section("History", timeline(key)),
-  ].filter(Boolean);
-}
-
-function maker(row, key, moment) {
-  if (!row.madeBy) return "the exported model";
-  const event = historyOf(key).find(({ changes }) => changes.includes("added"));
-  return event ? stopLink(event.moment, row.madeBy) : row.madeBy;
-}
-
-const stopLink = (moment, words) =>
-  h(
-    "button",
-    { type: "button", class: "link", onclick: () => update({ at: moment.index, base: "previous" }) },
-    words,
-  );
-
-function sourceOf(row) {
-  const parts = /^(.*?):(\d+): (.*)$/s.exec(row.source);
-  if (!parts) return row.source;
-  return [
-    h("span", { class: "file", title: parts[1] }, `${parts[1].split("/").slice(-2).join("/")}:${parts[2]}`),
-    h("code", { class: "block" }, parts[3]),
-  ];
-}
-
-function sharing(key, row, moment) {
-  const groups = groupsOf(key, row);
-  return groups.length
-    ? groups.map(({ what, group }) => [
-        h(
-          "button",
-          {
-            type: "button",
-            class: "link",
-            title: "show all of this group",
-            onclick: () => search(`group:g${group}`),
-          },
-          `group ${group}`,
-        ),
-        what ? ` (${what}) ` : " ",
-      ])
-    : null;
-}
-
-function errorWords(key) {
-  const error = errors?.get(key);
-  return (
-    error &&
-    `${decibels(error)} signal to noise, at most ${short(error.largest)} off${error.own ? ", by this quantization alone" : " the float model"}`
-  );
-}
-
-function observed(seen) {
-  const held = representable(seen),
-    found = seen.parameters;
-  const pair = (range) =>
-    range[0] === range[1] ? short(range[0]) : `${short(range[0])} … ${short(range[1])}`;
-  return [
-    seen.extremes.length
-      ? h(
-          "figure",
-          {},
-          histogramPicture(seen),
-          h(
-            "figcaption",
-            {},
-            seen.histogram
-              ? "Values seen, counts on a logarithmic scale. Shaded: what quantized values can represent."
-              : held
-                ? "Range of the values seen. Shaded: what quantized values can represent."
-                : "Smallest to largest value of each channel.",
-          ),
-        )
-      : h("p", {}, seen.has_data ? "It keeps no statistic." : "It has seen no data."),
-    facts([
-      ["Class", code(seen.kind)],
-      [
-        "Quantizes to",
-        [
-          code(seen.dtype),
-          seen.integers ? ` [${seen.integers.join(", ")}]` : "",
-          seen.scheme ? ` ${seen.scheme.replaceAll("_", " ")}` : "",
-        ],
-      ],
-      ["Scale", found && pair(found.scale) + (found.count > 1 ? ` (${found.count} channels)` : "")],
-      ["Zero point", found && pair(found.zero_point)],
-      ["Saw", seen.extremes.length ? extremesOf(seen).map(short).join(" … ") : null],
-    ]),
-  ];
-}
-
-function argumentsOf(row, moment) {
-  if (!row.args.length) return h("p", { class: "note" }, "none");
-  let next = 0;
-  return facts(
-    row.args.map((argument, i) => {
-      const pieces = argument.replace(/^\w+=/, "").split(NODE);
-      const words = pieces.flatMap((piece, k) => [
-        piece,
-        k < pieces.length - 1 ? nodeLink(row.inputs[next], moment, nameAt(moment, row.inputs[next++])) : "",
-      ]);
-      return [signatureName(row, i) || `${i}`, h("span", { class: "mono" }, words)];
-    }),
-  );
-}
-
-function readers(key, moment) {
-  const users = usersOf(moment).get(key) ?? [];
-  return users.length
-    ? h(
-        "ul",
-        { class: "plain" },
-        users
-          .slice(0, 40)
-          .map((user) =>
-            h(
-              "li",
-              {},
-              nodeLink(user, moment),
-              h("span", { class: "note" }, ` ${shortOp(moment.rows.get(user).target)}`),
-            ),
-          ),
-        users.length > 40 ? h("li", {}, `and ${users.length - 40} more`) : null,
-      )
-    : h("p", { class: "note" }, "nothing");
-}
-
-const timeline = (key) =>
-  h(
-    "ol",
-    { class: "timeline" },
-    historyOf(key).map(({ moment, then, old, row, changes }) => {
-      const [was, is] = [old && rowText(old, then), row && rowText(row, moment)];
-      return h(
-        "li",
-        {
-          class:
-            changes[0] === "added" || changes[0] === "given"
-              ? "added"
-              : changes[0] === "removed"
-                ? "removed"
-                : "changed",
-          "aria-current": moment === view.b ? "step" : null,
-        },
-        stopLink(moment, label(moment)),
-        h("span", { class: "note" }, ` ${changes.join(", ")}`),
-        was && was !== is ? h("code", { class: "block old" }, was) : null,
-        is && was !== is ? h("code", { class: "block new" }, is) : null,
-        row && !(old && equal(old.specs, row.specs))
-          ? row.specs.map(([of, spec]) =>
-              h(
-                "code",
-                { class: "block" },
-                `${of >= 0 ? nameAt(moment, of) : of === OUTPUT ? "out" : ""}: ${spec}`,
-              ),
-            )
-          : null,
-      );
-    }),
-  );
+const MOST_OPERATORS = 12;
 
 function passPanel(moment) {
-  const items = compare(before(moment), moment),
-    counted = (state) => {
-      const targets = new Map();
-      for (const item of items)
-        if (item.state === state) {
-          const row = item.b ?? item.a,
-            op =
-              row.op === "call_module"
-                ? "observer or module"
-                : row.op === "call_function"
-                  ? shortOp(row.target)
-                  : row.op;
-          targets.set(op, (targets.get(op) ?? 0) + 1);
-        }
-      return copyOf(targets);
-    };
-  const listed = (name, state) => {
-    const found = counted(state);
-    return moment.index && found.length
-      ? section(
-          name,
-          h(
-            "ul",
-            { class: "tally" },
-            found
-              .slice(0, 12)
-              .map(([op, n]) =>
-                h(
-                  "li",
-                  { class: state },
-                  h("span", { class: "count" }, `${MARKS[state]}${n}`),
-                  " ",
-                  code(op),
-                ),
-              ),
-          ),
-        )
-      : null;
-  };
-  const how = new Map();
+  const items = moment.index ? compare(before(moment), moment) : [];
+  const respects = new Map();
   for (const item of items)
-    if (item.state === "changed")
-      for (const aspect of item.aspects) how.set(aspect, (how.get(aspect) ?? 0) + 1);
+    if (item.state === "changed") item.aspects.forEach((aspect) => count(respects, aspect));
+  const options = moment.pass.includes("{") ? moment.pass.slice(moment.name.length) : "";
   return [
-    heading(
-      moment.verb,
-      label(moment),
-      moment.pass.includes("{") ? moment.pass.slice(moment.name.length) : "",
-    ),
+    heading(moment.verb, label(moment), options),
     section(
       "Graph",
       facts([
@@ -329,15 +58,15 @@ function passPanel(moment) {
         ["Changes", moment.index ? countText(countStates(items)) : ""],
         [
           "In what",
-          copyOf(how)
+          byCount(respects)
             .map(([aspect, n]) => `${n} ${aspect}`)
             .join(", "),
         ],
       ]),
     ),
-    listed("Added", "added"),
-    listed("Removed", "removed"),
-    listed("Changed", "changed"),
+    tally("Added", items, "added"),
+    tally("Removed", items, "removed"),
+    tally("Changed", items, "changed"),
     outcome(moment),
     h(
       "p",
@@ -347,39 +76,41 @@ function passPanel(moment) {
   ].filter(Boolean);
 }
 
+const count = (counted, what) => counted.set(what, (counted.get(what) ?? 0) + 1);
+const byCount = (counted) => [...counted].sort(([a, n], [b, m]) => m - n || (a < b ? -1 : 1));
+
+/** Which operators the items of one state call. */
+function tally(name, items, state) {
+  const targets = new Map();
+  for (const item of items) {
+    const { op, target } = item.b ?? item.a;
+    const words = { call_module: "observer or module", call_function: shortOp(target) }[op] ?? op;
+    if (item.state === state) count(targets, words);
+  }
+  const line = ([words, n]) =>
+    h("li", { class: state }, h("span", { class: "count" }, `${MARKS[state]}${n}`), " ", code(words));
+  const listed = byCount(targets).slice(0, MOST_OPERATORS).map(line);
+  return listed.length ? section(name, h("ul", { class: "tally" }, listed)) : null;
+}
+
+/** The decisions as they were in the end, by reason: first what runs in low precision. */
 function outcome(moment) {
   const reasons = new Map();
   for (const made of decisions[moment.run].values()) {
     const id = `${verdict(made).sign} ${made.reason}`;
-    reasons.set(id, { ...made, count: (reasons.get(id)?.count ?? 0) + 1 });
+    reasons.set(id, { made, n: (reasons.get(id)?.n ?? 0) + 1 });
   }
   if (!reasons.size) return null;
-  const sorted = [...reasons.values()].sort((x, y) =>
-    x.status < y.status ? 1 : x.status > y.status ? -1 : y.count - x.count,
-  );
-  return section(
-    `Decisions, at the end of ${moment.verb}`,
-    h(
-      "ul",
-      { class: "tally" },
-      sorted.map((made) =>
-        h(
-          "li",
-          {},
-          h("span", { class: "count" }, `${made.count}`),
-          " ",
-          h(
-            "span",
-            { class: `pill family ${verdict(made).family}` },
-            `${verdict(made).sign} `,
-            h(
-              "button",
-              { type: "button", class: "link", onclick: () => search(`reason:${made.reason}`) },
-              made.reason,
-            ),
-          ),
-        ),
-      ),
-    ),
-  );
+  const isLow = ({ made }) => made.status === "quantized";
+  const sorted = [...reasons.values()].sort((x, y) => isLow(y) - isLow(x) || y.n - x.n);
+  const line = ({ made, n }) => {
+    const link = h(
+      "button",
+      { type: "button", class: "link", onclick: () => search(`reason:${made.reason}`) },
+      made.reason,
+    );
+    const pill = h("span", { class: `pill family ${verdict(made).family}` }, `${verdict(made).sign} `, link);
+    return h("li", {}, h("span", { class: "count" }, `${n}`), " ", pill);
+  };
+  return section(`Decisions, at the end of ${moment.verb}`, h("ul", { class: "tally" }, sorted.map(line)));
 }
