@@ -118,22 +118,22 @@ for (const moment of moments) {
   }
 }
 
-const title = (moment) =>
-  moment.position > 0
-    ? `After ${moment.name}`
-    : moment.index === 0
-      ? "The model as it came"
-      : moment.stage === "OBSERVED"
-        ? "Calibrated"
-        : `Before ${moment.verb}`;
-const label = (moment) =>
-  moment.position > 0
-    ? moment.name
-    : moment.index === 0
-      ? "input"
-      : moment.stage === "OBSERVED"
-        ? "calibrate"
-        : "hand over";
+/** What happened to the observers before a run: its graph came calibrated, or trained. */
+const filled = (moment) =>
+  moments[moment.index - 1]?.verb === "prepare for training" ? "train" : "calibrate";
+
+function label(moment) {
+  if (moment.position > 0) return moment.name;
+  if (moment.index === 0) return "input";
+  return moment.stage === "OBSERVED" ? filled(moment) : "hand over";
+}
+
+function title(moment) {
+  if (moment.position > 0) return `After ${moment.name}`;
+  if (moment.index === 0) return "The model as it came";
+  if (moment.stage !== "OBSERVED") return `Before ${moment.verb}`;
+  return filled(moment) === "train" ? "Trained" : "Calibrated";
+}
 
 /** The passes that matter to people; a run that begins with what the last one left adds nothing. */
 const stops = moments.filter(

@@ -43,10 +43,23 @@ function sparkline(seen, width = 72, height = 16) {
     preserveAspectRatio: "none",
     "aria-hidden": "true",
   });
-  if (seen.histogram)
+  if (seen.histogram) {
     picture.append(svg("path", { d: barsPath(barHeights(seen.histogram.counts), width, height) }));
-  else picture.append(...channelBars(seen, width, height));
+  } else if (seen.extremes.length > 1) picture.append(...channelBars(seen, width, height));
+  else picture.append(...rangeBar(seen, width, height));
   return picture;
+}
+
+/** One range as a bar, with a tick at zero. */
+function rangeBar(seen, width, height) {
+  const [low, high] = extremesOf(seen),
+    start = Math.min(low, 0),
+    end = Math.max(high, 0);
+  const x = (value) => (end === start ? 0 : ((value - start) / (end - start)) * (width - 1));
+  return [
+    svg("rect", { x: x(low), width: Math.max(x(high) - x(low), 1), y: height / 2 - 2, height: 4 }),
+    svg("rect", { x: x(0), width: 1, y: 2, height: height - 4 }),
+  ];
 }
 
 /** The range of each channel as a bar from its smallest to its largest value. */
