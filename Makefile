@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly mutants determinism lint bench venv bench-env clean
+.PHONY: help demo test nightly mutants determinism docs executorch browser lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,20 @@ determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, 
 
 mutants: .venv/.installed ## seed faults in the passes, and see that the laws catch them
 	.venv/bin/python tests/tools/testing/mutate.py
+
+docs: .venv/.installed ## write docs/capabilities.md anew
+	(sed -n '/^## /q;p' docs/capabilities.md && .venv/bin/lowbit capabilities --markdown) > docs/capabilities.new
+	mv docs/capabilities.new docs/capabilities.md
+
+executorch: .venv-executorch/.installed ## let ExecuTorch's XNNPACK partitioner take converted models, and run them
+	.venv-executorch/bin/pytest tests/backends/xnnpack/test_executorch.py
+
+browser: .venv/.browser ## try the report in Chromium, which has to be installed
+	.venv/bin/pytest tests/browser/report_in_chromium.py
+
+.venv/.browser: .venv/.installed
+	.venv/bin/pip install --constraint constraints.txt --editable '.[browser]'
+	touch $@
 
 lint: .venv/.lint ## check style and types
 	.venv/bin/ruff check
@@ -61,5 +75,12 @@ bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to co
 	.venv-bench/bin/pip install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+.venv-executorch/.installed: $(DECLARED)
+	@echo "setting up .venv-executorch; this takes a minute"
+	test -x .venv-executorch/bin/pip || $(PYTHON) -m venv .venv-executorch
+	.venv-executorch/bin/pip $(INSTALL_TORCH)
+	.venv-executorch/bin/pip install --constraint constraints.txt --editable '.[test,executorch]'
+	touch $@
+
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-bench out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist
+	rm -rf .venv .venv-bench .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist

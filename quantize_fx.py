@@ -60,9 +60,10 @@ def prepare_fx(
         stays float, and why.
 
     Raises:
-        GraphInputError: ``model`` is no module or in training mode, or ``example_inputs`` no tuple.
+        GraphInputError: ``model`` is no module or has operators in training mode (BatchNorm, dropout), or
+            ``example_inputs`` is no tuple.
         SpecError: ``qconfig_mapping`` or ``backend_config`` is none, or a QConfig is for training.
-        UnknownNameError: the mapping names a module that ``model`` does not have.
+        UnknownNameError: the mapping names a module, or the number of a call, that ``model`` does not have.
     """
     mapping, config = _mapping(qconfig_mapping, model), _config(backend_config)
     backend = compile_backend(config, mapping)
@@ -88,7 +89,7 @@ def prepare_qat_fx(
         prepared = prepare_qat_fx(model.train(), get_default_qat_qconfig_mapping(), example_inputs)
 
     Args:
-        model: a module in training mode. It is not changed.
+        model: a module in training mode; one in eval mode is prepared as it is. It is not changed.
         qconfig_mapping: as of :func:`prepare_fx`, with fake quantizers.
         example_inputs: likewise; BatchNorm needs more than one example.
         backend_config: likewise.
@@ -99,7 +100,7 @@ def prepare_qat_fx(
         A graph module with parameters of its own, to be trained; see :func:`lowbit.prepare_qat_pt2e`.
 
     Raises:
-        GraphInputError, SpecError, UnknownNameError: as :func:`prepare_fx`, but for training mode.
+        GraphInputError, SpecError, UnknownNameError: as :func:`prepare_fx`, in either mode.
     """
     mapping, config = _mapping(qconfig_mapping, model), _config(backend_config)
     backend = compile_backend(config, mapping, is_qat=True)

@@ -157,7 +157,7 @@ def _annotate_match(
 def _mode_refusal(pattern: OperatorPattern, config: QuantizationConfig) -> str | None:
     if mode_of(config) in pattern.modes:
         return None
-    return f"{'-or-'.join(mode.value for mode in pattern.modes)}-only"
+    return "-or-".join(mode.value for mode in pattern.modes).removesuffix("-only") + "-only"
 
 
 def _spec(config: QuantizationConfig, role: Role, pattern: OperatorPattern) -> QuantizationSpec | None:

@@ -31,6 +31,7 @@ class Backend:
         presets: the configurations that its quantizer may be given, by name.
         device: type of the device that its kernels run on, None for any.
         is_available: whether they run on this machine.
+        parts: of a composition, the backends that it is made of.
     """
 
     name: str
@@ -44,7 +45,10 @@ class Backend:
     presets: tuple[Preset, ...] = ()
     device: str | None = None
     is_available: Callable[[], bool] = lambda: True
+    parts: tuple[Backend, ...] = ()
 
     def capabilities(self) -> Capabilities:
-        """What it can quantize: a cell for each pattern under each preset."""
+        """What it can quantize: a cell for each pattern under each preset, of its parts if it has any."""
+        if self.parts:
+            return Capabilities(tuple(cell for part in self.parts for cell in part.capabilities()))
         return capabilities_of(self.name, self.patterns, self.presets, is_lowered=self.lower is not None)

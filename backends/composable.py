@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import attrs
 from torch.fx import GraphModule, Node
@@ -42,7 +43,10 @@ class ComposableQuantizer(Quantizer):
     """
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
-        self.quantizers = tuple(quantizers)
+        # What is composed of composed ones is taken apart: errors are to name who annotates.
+        self.quantizers = tuple(
+            part for each in quantizers for part in (each.quantizers if _is_composed(each) else (each,))
+        )
         if not self.quantizers:
             raise GraphInputError("a ComposableQuantizer of no quantizers", hint="pass at least one")
         for quantizer in self.quantizers:
@@ -110,6 +114,11 @@ class ComposableQuantizer(Quantizer):
             quantizer.bind_ledger(ledger)
 
 
+def _is_composed(quantizer: object) -> TypeGuard[ComposableQuantizer]:
+    # Of a class derived from it nothing is known.
+    return type(quantizer) is ComposableQuantizer
+
+
 @attrs.frozen
 class _Copy:
     """What an annotation said when it was made."""
@@ -164,9 +173,10 @@ def compose_backends(*backends: Backend) -> Backend:
     Raises:
         PipelineError: two of them cannot work on one model; the message names both.
     """
-    first, *others = backends
-    for other in others:
-        _check_composable(first, other)
+    # Of each two: what the first leaves open (a device, training) others may disagree about.
+    for one, other in itertools.combinations(backends, 2):
+        _check_composable(one, other)
+    first = backends[0]
     lowered_by = [f"{backend.name}: {backend.lowered_by}" for backend in backends if backend.lowered_by]
     qat = {id(b.prepare_qat): b.prepare_qat for b in backends if b.prepare_qat is not None}
     devices = dict.fromkeys(backend.device for backend in backends if backend.device is not None)
@@ -181,6 +191,7 @@ def compose_backends(*backends: Backend) -> Backend:
         prepare_qat=next(iter(qat.values()), None),
         device=next(iter(devices), None),
         is_available=lambda: all(backend.is_available() for backend in backends),
+        parts=backends,
     )
 
 

@@ -51,7 +51,8 @@ class PatternQuantizer(Quantizer):
         """Quantize every operator that the backend can run with this configuration.
 
         Raises:
-            SpecError: it mixes static with dynamic, or training with post-training quantization.
+            SpecError: it is no configuration, or mixes static with dynamic, or training with post-training
+                quantization.
         """
         self._selection.set_global(quantization_config)
         return self

@@ -50,8 +50,8 @@ def get_backend(name: str) -> Backend:
 
     Raises:
         UnknownNameError: there is none; the hint has the nearest names.
-        PipelineError: what a package offers under that name is no backend of that name, or the backends of a
-            composition do not go together.
+        PipelineError: what a package offers under that name is no backend of that name, two packages offer
+            one, or the backends of a composition do not go together.
     """
     if "+" in name:
         return compose_backends(*map(get_backend, name.split("+")))
@@ -65,8 +65,16 @@ def _load(name: str) -> None:
     offers = tuple(metadata.entry_points(group=ENTRY_POINTS, name=name))
     if not offers:
         raise unknown_name("backend", name, backend_names())
-    offer = offers[0]
-    package = offer.dist.name if offer.dist is not None else offer.value
+    offer, *others = offers
+    package = _package(offer)
+    # A package that is found twice (installed, and in a folder on the path) offers one thing still.
+    other = next((other for other in others if other.value != offer.value), None)
+    if other is not None:
+        raise PipelineError(
+            f"the packages {package} and {_package(other)} both offer a backend named {name!r}",
+            where=tuple(f"entry point {each.name} = {each.value}" for each in (offer, other)),
+            hint="remove one of them",
+        )
     try:
         backend = offer.load()
     except (ImportError, AttributeError) as error:
@@ -83,3 +91,7 @@ def _load(name: str) -> None:
             hint="an entry point has the name of the backend that it points at",
         )
     register_backend(backend)
+
+
+def _package(offer: metadata.EntryPoint) -> str:
+    return offer.dist.name if offer.dist is not None else offer.value

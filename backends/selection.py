@@ -61,7 +61,8 @@ class _Selector:
 class ConfigSelection:
     """The settings of a quantizer. A module name wins over a type, a type over the global configuration.
 
-    Among types, a module type wins over a function type; among module names, the longest.
+    Among types, a module type wins over a function type; among module types, that of the innermost module;
+    among module names, the longest.
     """
 
     _default: QuantizationConfig | None = None
@@ -87,10 +88,16 @@ class ConfigSelection:
 
     def set_module_type(self, module_type: type, config: QuantizationConfig | None) -> None:
         """Set what applies to everything in modules of this class."""
+        if not isinstance(module_type, type):
+            raise SpecError(
+                f"{module_type!r} is no module class", hint="pass the class, such as torch.nn.Linear"
+            )
         self._set("module type", f"{module_type.__module__}.{module_type.__qualname__}", config)
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> None:
         """Set what applies to everything in the module of this dotted name."""
+        if not isinstance(name, str):
+            raise SpecError(f"{name!r} is no module name", hint="pass its dotted name, such as layer1.0")
         self._set("module name", name, config)
 
     def _set(self, kind: _Kind, name: str, config: QuantizationConfig | None) -> None:
@@ -105,6 +112,11 @@ class ConfigSelection:
         default: QuantizationConfig | None = None,
     ) -> None:
         """One model is quantized in one mode: training or not, static or dynamic."""
+        if config is not None and not isinstance(config, QuantizationConfig):
+            raise SpecError(
+                f"{config!r} is no QuantizationConfig",
+                hint="pass what a get_…_quantization_config() returns, or None for float",
+            )
         for other in (default, *(selector.config for selector in others)):
             if config is None or other is None or _mode(other) == _mode(config):
                 continue
@@ -130,8 +142,7 @@ class ConfigSelection:
     def _explicit(self, node: Node) -> _Selector | None:
         stack = module_stack(node.meta) if self._selectors else []
         applying = [s for s in self._selectors.values() if s.selects(node, stack)]
-        rank = {"function type": 0, "module type": 1, "module name": 2}
-        return max(applying, key=lambda s: (rank[s.kind], len(s.name)), default=None)
+        return max(applying, key=lambda s: _strength(s, stack), default=None)
 
     def check_selectors(self, graph: Graph) -> None:
         """See that every setting selects something.
@@ -145,6 +156,15 @@ class ConfigSelection:
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
                 raise _selects_nothing(selector, nodes)
+
+
+def _strength(selector: _Selector, stack: list[ModuleCall]) -> tuple[int, int]:
+    """How strong a setting is that selects an operator in these module calls, the outermost first."""
+    if selector.kind == "function type":
+        return 0, 0
+    if selector.kind == "module type":
+        return 1, max(depth for depth, call in enumerate(stack) if call.kind == selector.name)
+    return 2, len(selector.name)
 
 
 def _mode(config: QuantizationConfig) -> str:

@@ -260,13 +260,25 @@ def _leaf_difference(
 
 
 def _magnitude(node: Node, want: torch.Tensor, values: Mapping[str, Any]) -> float:
-    """The size of what is summed to the value of ``node``: its roundings are relative to that."""
-    largest = float(want[want.isfinite()].abs().max()) if bool(want.isfinite().any()) else 0.0
-    if node.target in _PRODUCTS:
-        x, weight, *_ = (values[str(source)] for source in node.args[:2])
-        terms = weight.abs().flatten(1).sum(1).max() if weight.dim() > 1 else weight.abs().sum()
-        largest = max(largest, float(x.abs().max() * terms)) if x.numel() else largest
-    return largest
+    """The size of what is summed to the value of ``node``: its roundings are relative to that.
+
+    What stands behind a sum (a clamp, say) may leave little of it, and has the roundings of all of it.
+    """
+    largest = _largest(want)
+    while node.target not in _PRODUCTS:
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if len(sources) != 1 or not isinstance(values.get(sources[0].name), torch.Tensor):
+            return largest
+        (node,) = sources
+        largest = max(largest, _largest(values[node.name]))
+    x, weight, *bias = (values[source.name] for source in node.args[:3] if isinstance(source, Node))
+    terms = weight.abs().flatten(1).sum(1).max() if weight.dim() > 1 else weight.abs().sum()
+    return max(largest, _largest(x) * float(terms) + sum(map(_largest, bias)))
+
+
+def _largest(value: torch.Tensor) -> float:
+    finite = value[value.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 _PRODUCTS: Final = frozenset(

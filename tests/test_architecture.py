@@ -63,7 +63,7 @@ PRIVATE_TORCH = {
     ),
 }
 
-BACKEND_NAMES = re.compile(r"x86|xnnpack|xpu", re.IGNORECASE)
+BACKEND_NAMES = re.compile(r"x86|xnnpack|xpu|arm_?inductor|embedding_?quantizer", re.IGNORECASE)
 
 
 def package_files() -> list[Path]:

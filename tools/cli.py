@@ -8,6 +8,7 @@ import click
 import torch
 from rich.console import Console
 
+from ..backends.registry import backend_names, get_backend
 from ..errors import LowbitError
 from .demo.run import SUBJECTS, run_demo
 
@@ -62,3 +63,28 @@ def demo(*, model: str, seed: int, threads: int, diffs: Path, report: Path) -> N
         run_demo(model, seed=seed, diffs=diffs, report=report, console=Console())
     except LowbitError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+def backends() -> None:
+    """List the backends, those that installed packages offer among them."""
+    for name in backend_names():
+        click.echo(name)
+
+
+@main.command()
+@click.argument("names", metavar="[BACKEND]...", nargs=-1)
+@click.option("--markdown", is_flag=True, help="Print Markdown.")
+def capabilities(*, names: tuple[str, ...], markdown: bool) -> None:
+    """Print what backends quantize, and what that runs as: all of them, or those named.
+
+    A composition is named by its parts: x86_inductor+embedding.
+    """
+    try:
+        tables = {name: get_backend(name).capabilities() for name in names or backend_names()}
+    except LowbitError as error:
+        raise click.ClickException(str(error)) from error
+    if markdown:
+        click.echo("\n\n".join(f"## {name}\n\n{table.markdown()}" for name, table in tables.items()))
+    else:
+        click.echo("\n\n".join(str(table) for table in tables.values()))

@@ -14,6 +14,7 @@ from ...ir.observers import (
 )
 from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
 from ..pattern_quantizer import PatternQuantizer
+from ..x86_inductor.left_float import LEFT_FLOAT
 from .patterns import PATTERNS
 
 __all__ = ["ArmInductorQuantizer", "get_default_arm_inductor_quantization_config"]
@@ -82,6 +83,7 @@ class ArmInductorQuantizer(PatternQuantizer):
 
     backend_name = "arm_inductor"
     patterns = PATTERNS
+    left_float = LEFT_FLOAT
 
     set_function_type_qconfig = PatternQuantizer.set_function_type
     set_module_type_qconfig = PatternQuantizer.set_module_type

@@ -146,10 +146,11 @@ class DTypeConfig:
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that :meth:`from_dict` takes, without what is not set."""
         values = {
-            "input_dtype": self.input_dtype_with_constraints if self.input_dtype else None,
-            "output_dtype": self.output_dtype_with_constraints if self.output_dtype else None,
-            "weight_dtype": self.weight_dtype_with_constraints if self.weight_dtype else None,
+            "input_dtype": self.input_dtype_with_constraints,
+            "output_dtype": self.output_dtype_with_constraints,
+            "weight_dtype": self.weight_dtype_with_constraints,
             "bias_dtype": self.bias_dtype,
             "is_dynamic": self.is_dynamic,
         }
-        return {key: value for key, value in values.items() if value is not None}
+        not_set = (None, DTypeWithConstraints())
+        return {key: value for key, value in values.items() if value not in not_set}

@@ -95,7 +95,9 @@ class QConfigMapping:
         return self
 
     def set_module_name(self, module_name: str, qconfig: QConfig | None) -> Self:
-        """Set what applies to the module of a dotted name and all in it, unless a longer name is set."""
+        """Set what applies to the module of a dotted name (``""`` for the whole model) and all in it, unless
+        a longer name is set.
+        """
         self.module_name_qconfigs[module_name] = _checked(qconfig)
         return self
 

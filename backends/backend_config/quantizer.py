@@ -18,7 +18,7 @@ from .pattern_config import ObservationType
 from .qconfig import QConfig
 from .qconfig_mapping import QConfigMapping
 from .rules import Place, Rule, RuleBook, find_place, read_rules
-from .selection import select_qconfigs
+from .selection import check_calls, select_qconfigs
 from .units import Unit, describe_key, read_units, reread
 
 __all__ = ["BackendConfigQuantizer"]
@@ -40,6 +40,7 @@ class BackendConfigQuantizer(Quantizer):
     - ``float-input``: it would have the parameters of its input, which is float;
     - ``not-observed``: the backend says that nothing around it is quantized;
     - ``activation-not-float32``: it reads tensors of another floating-point dtype;
+    - ``weight-is-float64``: quantize operators do not take its weight;
     - ``batch-norm-not-folded``: its BatchNorm cannot be folded, for the reason that BatchNorm has.
 
     Args:
@@ -67,6 +68,7 @@ class BackendConfigQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the places where the rules of the backend apply; what is annotated already stays so."""
         all_units = read_units(model.graph, self._book.classes)
+        check_calls(all_units, self._mapping)
         qconfigs = select_qconfigs(all_units, self._mapping)
         units = [unit for unit in all_units if not any(map(is_annotated, unit.nodes))]
         plan = _Plan(self._book, qconfigs, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
@@ -151,11 +153,9 @@ class _Plan:
                 f"{qconfig} has fake quantizers, which observe in training only",
                 hint="use prepare_qat_fx, or a QConfig of observers",
             )
-        for producer, _ in (edge for unit in place.units for edge in unit.activations):
-            value = producer.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
-                return Refused("activation-not-float32", f"%{producer.name} is {value.dtype}")
-        return choose_specs(observation, config.dtype_configs, any(unit.weights for unit in place.units))
+        return _refuses_dtypes(place) or choose_specs(
+            observation, config.dtype_configs, any(unit.weights for unit in place.units)
+        )
 
     def fold(self, model: GraphModule, ledger: Ledger) -> None:
         """Fold the BatchNorms that places have behind other operators; give up where that fails."""
@@ -186,6 +186,19 @@ class _Plan:
                 ledger.missed(*_without_rule(self.book, unit, node))
             elif refused.reason != "batch-norm-not-folded" or node not in _batch_norms(unit):
                 ledger.missed(refused.reason, node, refused.detail)
+
+
+def _refuses_dtypes(place: Place) -> Refused | None:
+    """What of ``place`` has a dtype that is not quantized, as far as the graph says."""
+    for producer, _ in (edge for unit in place.units for edge in unit.activations):
+        value = producer.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
+            return Refused("activation-not-float32", f"%{producer.name} is {value.dtype}")
+    for weight, _ in (edge for unit in place.units for edge in unit.weights):
+        value = weight.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float64:
+            return Refused("weight-is-float64", f"%{weight.name} is {value.dtype}")
+    return None
 
 
 def _batch_norms(unit: Unit) -> list[Node]:

@@ -6,11 +6,29 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from ...errors import UnknownNameError
 from .qconfig import QConfig
 from .qconfig_mapping import QConfigMapping
-from .units import Key, Unit, key_of
+from .units import Key, Unit, describe_key, key_of
 
-__all__ = ["select_qconfigs"]
+__all__ = ["check_calls", "select_qconfigs"]
+
+
+def check_calls(units: Iterable[Unit], mapping: QConfigMapping) -> None:
+    """See that the model has the calls that ``mapping`` names by their number.
+
+    Raises:
+        UnknownNameError: it has fewer, or the mapping names a function that is not torch's.
+    """
+    calls = Counter((unit.scope, key) for unit in units for key in unit.keys)
+    for name, kind, index in mapping.module_name_object_type_order_qconfigs:
+        key = key_of(kind)
+        if index >= calls[name, key]:
+            raise UnknownNameError(
+                f"a QConfig is set for call {index} of {describe_key(key)} in module {name!r}, which has "
+                f"{calls[name, key]} of them",
+                hint="calls are counted from 0, those directly in the module only",
+            )
 
 
 def select_qconfigs(units: Iterable[Unit], mapping: QConfigMapping) -> dict[Unit, QConfig | None]:
@@ -41,8 +59,7 @@ def select_qconfigs(units: Iterable[Unit], mapping: QConfigMapping) -> dict[Unit
 
 def _by_name(name: str, qconfigs: dict[str, QConfig | None], default: QConfig | None) -> QConfig | None:
     """The QConfig of the module ``name``, or of the nearest module around it that has one."""
-    while name:
-        if name in qconfigs:
-            return qconfigs[name]
+    while name and name not in qconfigs:
         name = name.rpartition(".")[0]
-    return default
+    # The whole model, whose name is "", is around everything.
+    return qconfigs.get(name, default)

@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 @attrs.frozen
 class RowsOfIntegers:
-    """``(rows - zero_points) * scales`` of the integer rows that were asked for.
+    """``(rows - zero_points) * scales`` of the integer rows that were asked for, in the dtype of the table.
 
     What dequantize → embedding computes, without ever having the whole table in float. The compiler makes one
     loop of it.
@@ -39,4 +39,8 @@ class RowsOfIntegers:
 
         rows = graph.call_function(_aten.to.dtype, (looked_up(weight.node), torch.float32))
         shifted = graph.call_function(_aten.sub.Tensor, (rows, of_rows(weight.zero_point)))
-        return graph.call_function(_aten.mul.Tensor, (shifted, of_rows(weight.scale)))
+        result = graph.call_function(_aten.mul.Tensor, (shifted, of_rows(weight.scale)))
+        value = call.output.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype is not torch.float32:
+            result = graph.call_function(_aten.to.dtype, (result, value.dtype))
+        return result

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...matchers.operator_pattern import Mode, OperatorPattern, Role
+from ...matchers.operator_pattern import Mode, Occurrence, OperatorPattern, Role
 from ..guards import constant_weight
 from .kernel import RowsOfIntegers
 
@@ -15,6 +15,13 @@ __all__ = ["PATTERNS"]
 
 def _embedding(weight: Tensor, indices: Tensor) -> Tensor:
     return F.embedding(indices, weight)
+
+
+def _of_no_more_than_float32(occurrence: Occurrence) -> str | None:
+    """The table has a dtype that quantize operators take."""
+    table = occurrence.inputs[0]
+    value = table.meta.get("val") if table is not None else None
+    return "weight-is-float64" if isinstance(value, torch.Tensor) and value.dtype is torch.float64 else None
 
 
 def _example_inputs() -> tuple[Tensor, ...]:
@@ -28,7 +35,7 @@ PATTERNS: tuple[OperatorPattern, ...] = (
         _example_inputs,
         (Role.WEIGHT, Role.INDEX),
         RowsOfIntegers(),
-        guards=(constant_weight(0),),
+        guards=(constant_weight(0), _of_no_more_than_float32),
         modes=(Mode.WEIGHT_ONLY,),
     ),
 )

@@ -26,6 +26,8 @@ def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> No
     in all of them.
     """
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.gru.input):
+        if is_annotated(node):
+            continue
         config = config_of((node,))
         inputs = [cast(Node, argument(node, name)) for name in ("input", "hx")]
         refusal = float32_activations(0, 1)(Occurrence(inputs, node))
@@ -35,7 +37,7 @@ def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> No
             refusal = "static-only"
         if refusal is not None or config is None:
             ledger.missed(str(refusal), node, "as gru-inputs")
-        elif not is_annotated(node):
+        else:
             specs: dict[Node, QuantizationSpecBase | None] = {
                 **dict.fromkeys(inputs, config.input_activation)
             }

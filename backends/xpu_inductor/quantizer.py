@@ -8,6 +8,7 @@ from ...errors import UnsupportedError
 from ...ir.observers import HistogramObserver, PerChannelMinMaxObserver
 from ...ir.specs import QuantizationConfig, QuantizationSpec
 from ..pattern_quantizer import PatternQuantizer
+from .left_float import LEFT_FLOAT
 from .patterns import PATTERNS
 
 __all__ = ["XPUInductorQuantizer", "get_default_xpu_inductor_quantization_config"]
@@ -70,6 +71,7 @@ class XPUInductorQuantizer(PatternQuantizer):
 
     backend_name = "xpu_inductor"
     patterns = PATTERNS
+    left_float = LEFT_FLOAT
 
     set_function_type_qconfig = PatternQuantizer.set_function_type
     set_module_type_qconfig = PatternQuantizer.set_module_type

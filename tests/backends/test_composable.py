@@ -147,6 +147,15 @@ def test_changing_what_another_annotated_is_an_error_that_names_both(
     assert caught.value.hint
 
 
+def test_compositions_of_compositions_name_both_too() -> None:
+    x86 = X86InductorQuantizer().set_global(X86)
+    nested = ComposableQuantizer(
+        [ComposableQuantizer([Takes("first", mark=False)]), ComposableQuantizer([x86])]
+    )
+    with pytest.raises(AnnotationError, match="X86InductorQuantizer annotates what Takes had"):
+        prepared(nested)
+
+
 def test_annotations_that_are_not_marked_as_taken_are_a_conflict() -> None:
     x86 = X86InductorQuantizer().set_global(X86)
     with pytest.raises(AnnotationError, match="X86InductorQuantizer annotates what Takes had"):
@@ -191,3 +200,13 @@ def test_backends_that_do_not_go_together() -> None:
     shorter = attrs.evolve(x86, name="shorter", prepare=Pipeline(tuple(x86.prepare)[1:]))
     with pytest.raises(PipelineError, match="x86_inductor and shorter have different prepare pipelines"):
         compose_backends(x86, shorter)
+
+
+def test_backends_that_do_not_go_together_behind_one_that_goes_with_both() -> None:
+    embedding, x86 = get_backend("embedding"), get_backend("x86_inductor")
+    with pytest.raises(PipelineError, match="x86_inductor and xpu_inductor run on different devices"):
+        get_backend("embedding+x86_inductor+xpu_inductor")
+    assert x86.prepare_qat is not None
+    shorter = attrs.evolve(x86, name="shorter", prepare_qat=Pipeline(tuple(x86.prepare_qat)[1:]))
+    with pytest.raises(PipelineError, match="x86_inductor and shorter have different prepare_qat pipelines"):
+        compose_backends(embedding, x86, shorter)

@@ -83,8 +83,10 @@ class Offer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, name: str, module: str, target: str | None = None) -> None:
-        package = f"offers_{name}"
+    def __call__(
+        self, name: str, module: str, target: str | None = None, *, package: str | None = None
+    ) -> None:
+        package = package or f"offers_{name}"
         (self.folder / f"{package}.py").write_text(module)
         metadata = self.folder / f"{package}-1.0.dist-info"
         metadata.mkdir()
@@ -141,6 +143,17 @@ def test_offers_that_are_broken(offer: Offer, module: str, target: str | None, m
     assert "offers_broken" in error.value.found
     assert "entry point broken = " in error.value.where[0]
     assert "broken" not in registry._backends
+
+
+def test_two_packages_that_offer_one_name(offer: Offer) -> None:
+    offer("far", COPY.format("far"))
+    offer("far", COPY.format("far"), package="also_offers_far")
+    with pytest.raises(PipelineError, match="both offer a backend named 'far'") as error:
+        backends.get_backend("far")
+    assert "packages also_offers_far and offers_far" in error.value.found or (
+        "packages offers_far and also_offers_far" in error.value.found
+    )
+    assert len(error.value.where) == 2
 
 
 def test_what_is_registered_goes_before_what_is_offered(offer: Offer) -> None:

@@ -109,6 +109,14 @@ def test_name_wins_over_module_type_over_function_type_over_global(quantizer):
     }
 
 
+@pytest.mark.parametrize("module", ["a", "a.module.with.a.longer.name.than.those.of.torch"])
+def test_the_innermost_of_two_module_types_wins(quantizer, monkeypatch, module):
+    monkeypatch.setattr(Block, "__module__", module)
+    quantizer.set_module_type_qconfig(nn.Conv2d, OTHER).set_module_type_qconfig(Block, CONFIG)
+    quantizer.set_module_type_qconfig(Net, None)
+    assert quantized(quantizer) == {"first.conv": 127, "blocks.0.conv": 127, "blocks.1.conv": 127}
+
+
 def test_operators_of_a_pattern_follow_the_first_unless_a_setting_says_otherwise(quantizer):
     exported = torch.export.export(Block().eval(), (torch.randn(1, 4, 6, 6),)).module()
     pipeline = lowbit.Pipeline((Normalize(), Annotate()))
@@ -147,6 +155,20 @@ def test_mixed_modes_are_refused(quantizer):
         quantizer.set_module_name_qconfig("head", training)
     with pytest.raises(SpecError, match="dynamic PTQ configuration is mixed with a static PTQ"):
         quantizer.set_module_type_qconfig(nn.Linear, dynamic)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda q: q.set_global("int8"),
+        lambda q: q.set_function_type_qconfig(F.linear, CONFIG.input_activation),
+        lambda q: q.set_module_type_qconfig(nn.Linear(2, 2), CONFIG),
+        lambda q: q.set_module_name_qconfig(nn.Linear, CONFIG),
+    ],
+)
+def test_what_is_no_setting_is_refused_at_once(quantizer, setting):
+    with pytest.raises(SpecError, match="is no"):
+        setting(quantizer)
 
 
 def test_a_setting_that_is_replaced_does_not_count(quantizer):

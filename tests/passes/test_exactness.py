@@ -16,11 +16,7 @@ from hypothesis import strategies as st
 from lowbit import Quantizer, convert_pt2e, prepare_pt2e
 from lowbit.ir.annotation import QuantizationAnnotation, set_annotation
 from lowbit.ir.observers import (
-    HistogramObserver,
     MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
 )
 from lowbit.ir.specs import (
     PER_CHANNEL_QSCHEMES,
@@ -29,6 +25,7 @@ from lowbit.ir.specs import (
     SharedQuantizationSpec,
 )
 from lowbit.ir.verifiers import is_observer
+from lowbit.tools.testing import per_channel_specs, per_tensor_specs
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -108,45 +105,21 @@ def exported(model: type[nn.Module]) -> GraphModule:
     return torch.export.export(model().eval(), (torch.ones(MODELS[model]),)).module()
 
 
-RANGES = {
-    torch.uint8: [(0, 255), (0, 127), (0, 15)],
-    torch.int8: [(-128, 127), (-127, 127), (-8, 7)],
-    torch.int16: [(-(2**15), 2**15 - 1)],
-}
-
-
-@st.composite
-def per_tensor(draw: st.DrawFn) -> QuantizationSpec:
-    dtype = draw(st.sampled_from(list(RANGES)))
-    low, high = draw(st.sampled_from(RANGES[dtype]))
-    qscheme = draw(st.sampled_from([torch.per_tensor_affine, torch.per_tensor_symmetric]))
-    observer = draw(st.sampled_from([MinMaxObserver, MovingAverageMinMaxObserver, HistogramObserver]))
-    return QuantizationSpec(dtype, observer, low, high, qscheme)
-
-
-@st.composite
-def per_channel(draw: st.DrawFn) -> QuantizationSpec:
-    low, high = draw(st.sampled_from(RANGES[torch.int8]))
-    qscheme = draw(st.sampled_from([torch.per_channel_affine, torch.per_channel_symmetric]))
-    observer = draw(st.sampled_from([PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver]))
-    return QuantizationSpec(torch.int8, observer, low, high, qscheme, draw(st.integers(0, 1)))
-
-
 def annotation(draw: Callable[[st.SearchStrategy], Any], node: Node) -> QuantizationAnnotation:
     """Any annotation of one operator: each tensor float, with a spec of its own, or that of the first."""
     inputs: dict[Node, QuantizationSpecBase | None] = {}
     for source in node.all_input_nodes:
         value = source.meta["val"]
-        kinds = [st.none(), per_tensor()]
+        kinds = [st.none(), per_tensor_specs()]
         if value.dim() >= 2:
-            kinds.append(per_channel())
+            kinds.append(per_channel_specs())
         if inputs and next(iter(inputs.values())) is not None and source.op != "get_attr":
             first = next(iter(inputs))
             if first.meta["val"].shape == value.shape:
                 kinds.append(st.just(SharedQuantizationSpec((first, node))))
         inputs[source] = draw(st.one_of(kinds))
     return QuantizationAnnotation(
-        inputs, draw(st.one_of(st.none(), per_tensor())), allow_implicit_sharing=draw(st.booleans())
+        inputs, draw(st.one_of(st.none(), per_tensor_specs())), allow_implicit_sharing=draw(st.booleans())
     )
 
 

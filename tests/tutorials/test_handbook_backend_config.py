@@ -191,8 +191,7 @@ Q, DQ = qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR
 
 def test_quantize_the_model_through_prepare_and_convert() -> None:
     example_inputs = (torch.rand(1, 3, 10, 10, dtype=torch.float),)
-    # eval: the page's model is in training mode, which prepare_fx refuses since.
-    model = MyModel(use_bn=False).eval()
+    model = MyModel(use_bn=False)
     prepared = prepare_fx(model, qconfig_mapping, example_inputs, backend_config=backend_config)
     prepared(*example_inputs)  # calibrate
     converted = convert_fx(prepared, backend_config=backend_config)
@@ -223,6 +222,7 @@ def test_quantize_the_model_through_prepare_and_convert() -> None:
 
 def test_a_backend_that_does_not_know_conv_bn_relu() -> None:
     example_inputs = (torch.rand(1, 3, 10, 10, dtype=torch.float),)
+    # eval: BatchNorm in training mode, as on the page, is refused when it is exported for inference.
     model = MyModel(use_bn=True).eval()
     prepared = prepare_fx(model, qconfig_mapping, example_inputs, backend_config=backend_config)
     prepared(*example_inputs)  # calibrate

@@ -180,11 +180,11 @@ def refuses_selections_of_nothing(flows: Flows) -> None:
 
 
 def leaves_float64_alone(flows: Flows) -> None:
-    """In a model of float64 no activation is quantized, and every operator has a reason."""
+    """In a model of float64 nothing is quantized, and every operator has a reason."""
     exported: torch.fx.GraphModule | None = None
     for preset in flows.backend.presets:
         config = preset.config()
-        if config.input_activation is None or config.is_qat:
+        if config.is_qat:
             continue
         exported = exported or flows.zoo.export(torch.float64)
         annotated, decisions = flows.annotate(flows.quantizer(config), exported)

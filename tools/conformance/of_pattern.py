@@ -229,6 +229,23 @@ def is_lowered_or_says_why_not(flows: Flows, pattern: OperatorPattern) -> None:
                 expect(told, f"{place} is said to be {decision.detail!r}, not of {sorted(names)}")
 
 
+def runs_on_its_kernel_under_some_preset(flows: Flows, pattern: OperatorPattern) -> None:
+    """Under one at least of the presets with activations in low precision, its kernel takes its example.
+
+    Whether a kernel for weights alone is worth calling may be a matter of the machine.
+    """
+    if pattern.kernel is None:
+        return
+    tried = [
+        decision.detail or decision.reason
+        for run, branch in _supported(flows, pattern)
+        if run.lowered is not None and run.config.input_activation is not None and branch.is_read
+        for decision in run.decisions(branch, "lowered")
+    ]
+    runs = any(said.startswith(f"runs as {pattern.kernel.name}") for said in tried)
+    expect(runs or not tried, f"its kernel takes its example under no preset: {'; '.join(tried)}")
+
+
 def computes_the_same_lowered(flows: Flows, pattern: OperatorPattern) -> None:
     """Lowered results are the converted ones, up to one rounding the other way, where they run here."""
     for run in flows.runs:
@@ -269,6 +286,7 @@ PROPERTIES = (
     keeps_values_close,
     computes_what_its_graph_says,
     is_lowered_or_says_why_not,
+    runs_on_its_kernel_under_some_preset,
     computes_the_same_lowered,
     has_a_row_in_the_documentation,
 )

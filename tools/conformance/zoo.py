@@ -2,12 +2,12 @@
 
 Each pattern is a branch of its own, with inputs of its own, whose result is read in low precision. Where that
 makes a difference there is a second one, whose result is read in float. What moves values has low precision
-on both sides.
+on both sides. So has an operator that no pattern is about, which is to be left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -17,12 +17,15 @@ from torch.fx import GraphModule, Node
 from ...ir.annotation import QuantizationAnnotation, set_annotation
 from ...ir.location import module_stack
 from ...ir.quantizer import Quantizer
+from ...ir.schema import OpOverload, operator_name
 from ...ir.specs import QuantizationSpec
 from ...matchers.operator_pattern import OperatorPattern, Role, Sharing
 
 __all__ = ["Branch", "ReaderQuantizer", "Zoo", "is_read_by_reader", "zoo_of"]
 
 _PARAMETERS = (Role.WEIGHT, Role.BIAS)
+_STRANGERS = (torch.sin, torch.erf, torch.sinh, torch.atan, torch.expm1)
+"""What an operator that no pattern is about is taken from: few backends have one of them."""
 
 
 class Reader(nn.Module):
@@ -77,31 +80,46 @@ class Branch:
     path: str
 
 
+class Stranger(nn.Module):
+    """Calls an operator that is in no pattern; low precision is read on both sides of it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.reader = Reader()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What readers make of the input and of the result."""
+        return self.reader(x), self.reader(self.function(x))
+
+
 class _ZooModule(nn.Module):
-    def __init__(self, modules: Sequence[BranchModule], counts: Sequence[int]) -> None:
+    def __init__(self, modules: Sequence[BranchModule], counts: Sequence[int], stranger: Stranger) -> None:
         super().__init__()
         self.branches = nn.ModuleList(modules)
         self.counts = tuple(counts)
+        self.stranger = stranger
 
     def forward(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         rest = iter(inputs)
         results: list[tuple[Tensor, ...]] = []
         for branch, count in zip(self.branches, self.counts, strict=True):
             results.append(branch(*[next(rest) for _ in range(count)]))
-        return tuple(results)
+        return (*results, self.stranger(next(rest)))
 
 
 @attrs.frozen(eq=False)
 class Zoo:
-    """The model and its branches, in the order of its results."""
+    """The model and its branches, in the order of its results; that of the stranger is the last."""
 
     model: nn.Module
     branches: tuple[Branch, ...]
+    stranger_input: Tensor
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The inputs of the model."""
-        return tuple(x for branch in self.branches for x in branch.inputs)
+        return (*(x for branch in self.branches for x in branch.inputs), self.stranger_input)
 
     def export(self, dtype: torch.dtype = torch.float32) -> GraphModule:
         """The exported model, its floats of another ``dtype``."""
@@ -126,7 +144,20 @@ def zoo_of(patterns: Sequence[OperatorPattern]) -> Zoo:
             own = tuple(x for x, role in pairs if role not in _PARAMETERS)
             branches.append(Branch(pattern, is_read, module, own, f"branches.{len(branches)}"))
     counts = [len(branch.inputs) for branch in branches]
-    return Zoo(_ZooModule([branch.module for branch in branches], counts), tuple(branches))
+    stranger = Stranger(_stranger(patterns))
+    model = _ZooModule([branch.module for branch in branches], counts, stranger)
+    return Zoo(model, tuple(branches), torch.randn(4, 4, generator=generator))
+
+
+def _stranger(patterns: Sequence[OperatorPattern]) -> Callable[[Tensor], Tensor]:
+    """A function whose operator is in none of ``patterns``."""
+    known = {
+        operator_name(node.target)[1]
+        for p in patterns
+        for node in p.captured.graph.nodes
+        if isinstance(node.target, OpOverload)
+    }
+    return next(function for function in _STRANGERS if function.__name__ not in known)
 
 
 def _filled(example: Tensor, generator: torch.Generator) -> Tensor:

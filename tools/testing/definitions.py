@@ -21,10 +21,12 @@ from ...ir.attributes import find_attribute
 from ...ir.clone import clone_graph_module
 from ...ir.meta import ID_KEY, ORIGIN_KEY
 from ...ir.points import annotated_points, owner_of, tensor_of
+from ...ir.schema import argument
 from ...ir.sharing import resolve_sharing
 from ...ir.specs import DerivedQuantizationSpec, SharedQuantizationSpec
 from ...ir.stages import Stage, get_stage
 from ...ir.text import parse, to_tensors, to_text
+from ...ir.train_eval import switch_to_evaluation
 from ...ir.verifiers import is_observer, verify
 from ...passes import Pass
 from ...passes.contracts import contract_of
@@ -87,11 +89,30 @@ def stage_verified(run: Run) -> None:
 
 def meaning_kept(run: Run) -> None:
     """In float64, the graph computes what it computed, as far as the pass's contract says."""
+    _check_meaning(run, run.before, run.after)
+
+
+def meaning_kept_in_evaluation(run: Run) -> None:
+    """So it does where graphs in training are switched to evaluation."""
+    if any(argument(node, "training") is True for node in run.before.graph.find_nodes(**_BATCH_NORMS)):
+        graphs = [clone_graph_module(gm) for gm in (run.before, run.after)]
+        for gm in graphs:
+            switch_to_evaluation(gm)
+        _check_meaning(run, *graphs)
+
+
+_BATCH_NORMS: Final[dict[str, Any]] = {
+    "op": "call_function",
+    "target": torch.ops.aten.batch_norm.default,
+}
+
+
+def _check_meaning(run: Run, before: GraphModule, after: GraphModule) -> None:
     contract = contract_of(run.pass_)
-    if contract is None or not run.change.changed:
+    if contract is None or not (run.change.changed or run.before.meta.keys() != run.after.meta.keys()):
         return
     try:
-        check_contract(run.before, run.after, run.inputs, contract)
+        check_contract(before, after, run.inputs, contract)
     except ContractError as error:
         raise LawBroken(str(error)) from error
 
@@ -213,6 +234,8 @@ def one_observer_a_group(run: Run) -> None:
     group_of: dict[int, tuple[int, Any, Any]] = {}
     for group in resolve_sharing(run.before.graph).groups:
         observers: set[int] = set()
+        if not refers and len({repr(specs[point]) for point in group.points}) > 1:
+            raise LawBroken(f"points of several specs are one group: {group}")
         for point in group.points:
             if isinstance(point, Node) or owner_of(point).name not in now:
                 continue
@@ -297,6 +320,7 @@ def _relabels(run: Run) -> bool:
 LAWS: Final[tuple[Law, ...]] = (
     stage_verified,
     meaning_kept,
+    meaning_kept_in_evaluation,
     runs,
     report_honest,
     nothing_left_over,

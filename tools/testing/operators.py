@@ -78,6 +78,8 @@ def _scalar(to: Registers, x: Node, _: Node, option: int) -> Node:
 def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
     if not _is_float(x, y) or x.op != "call_function":
         return None
+    if option % 2 and len(_shape(x)) > 1:
+        x = to.call(_aten.transpose.int, x, 0, 1)  # what is written to is a view of what others may read
     if option % 3 == 2 and _shape(x) == _shape(y):
         return to.call(_aten.add_.Tensor, x, y)
     return to.call(_aten.relu_.default, x) if option % 3 == 1 else to.call(_aten.mul_.Tensor, x, 3)
@@ -165,7 +167,7 @@ def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | Non
         return None
     last = _batch_norm(to, convolution, y, option) or convolution
     last = last if option % 4 == 3 else to.call(_aten.relu.default, last)
-    return [convolution, last] if option % 7 == 6 else [last]
+    return [convolution, last] if option % 3 == 2 else [last]
 
 
 def _pool(to: Registers, x: Node, _: Node, option: int) -> Node | None:

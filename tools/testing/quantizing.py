@@ -53,6 +53,7 @@ WEIGHTS: Final = (
 )
 """The same of a weight."""
 
+_BATCH_NORM: Final = torch.ops.aten.batch_norm.default
 _TRAINED: Final = {
     MinMaxObserver: MovingAverageMinMaxObserver,
     MovingAverageMinMaxObserver: MovingAverageMinMaxObserver,
@@ -117,6 +118,10 @@ class DrawnQuantizer(Quantizer):
         # What is found at run time cannot be shared: it has no observer that could be.
         if any(isinstance(s, QuantizationSpec) and s.is_dynamic for s in (*inputs.values(), output)):
             output = None
+        if self.is_qat:
+            # Nothing is quantized between a convolution and its BatchNorm: they become one.
+            output = None if any(user.target is _BATCH_NORM for user in node.users) else output
+            inputs = {} if node.target is _BATCH_NORM else inputs
         set_annotation(node, QuantizationAnnotation(inputs, output, choices.shares))
 
     def _spec(self, spec: QuantizationSpec | None) -> QuantizationSpec | None:

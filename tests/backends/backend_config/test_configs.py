@@ -68,6 +68,9 @@ def test_a_dtype_config_with_and_without_constraints() -> None:
     }
     assert DTypeConfig.from_dict(config.to_dict()) == config
     assert DTypeConfig.from_dict(INT8.to_dict()) == INT8 != config
+    # Constraints survive without a dtype too.
+    bounds_only = DTypeConfig(DTypeWithConstraints(quant_min_lower_bound=0))
+    assert DTypeConfig.from_dict(bounds_only.to_dict()) == bounds_only
 
 
 def test_a_pattern_config_survives_its_dictionary() -> None:

@@ -450,6 +450,13 @@ def test_embeddings_have_quantized_tables() -> None:
     assert (converted(WORDS) - model(WORDS)).abs().max() < 0.01
 
 
+def test_tables_in_float64_stay_as_they_are() -> None:
+    mapping = QConfigMapping().set_object_type(nn.Embedding, qconfig.float_qparams_weight_only_qconfig)
+    with pytest.warns(NothingQuantizedWarning):
+        converted = quantize(nn.Embedding(4, 3).double(), mapping, torch.arange(3))
+    assert statuses(converted) == {"embedding": "float: weight-is-float64"}
+
+
 def test_layer_norms_keep_their_weight() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)).eval()
     nn.init.uniform_(model[1].weight)

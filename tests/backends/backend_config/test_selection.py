@@ -130,6 +130,12 @@ def test_none_is_a_setting_too() -> None:
     }
 
 
+def test_the_empty_name_is_the_whole_model() -> None:
+    mapping = QConfigMapping().set_global(A).set_object_type(nn.Conv2d, B)
+    mapping.set_module_name("", C).set_module_name("foo.1", D)
+    assert {(module.startswith("foo.1"), q) for module, _, q in chosen(mapping)} == {(True, D), (False, C)}
+
+
 def test_the_handbooks_regexes() -> None:
     class Bar(nn.Module):
         def __init__(self) -> None:
@@ -190,8 +196,8 @@ def strongest(unit: Unit, mapping: QConfigMapping, counts: Counter) -> QConfig |
     around = [unit.module]
     while "." in around[-1]:
         around.append(around[-1].rpartition(".")[0])
-    for name in around:
-        if name and name in mapping.module_name_qconfigs:
+    for name in (*around, ""):
+        if name in mapping.module_name_qconfigs:
             return mapping.module_name_qconfigs[name]
     for regex, q in mapping.module_name_regex_qconfigs.items():
         if re.match(regex, unit.module):
@@ -242,6 +248,13 @@ def test_a_name_that_the_model_does_not_have(mapping: QConfigMapping, nearest: s
     with pytest.raises(UnknownNameError) as raised:
         prepare_fx(Model().eval(), mapping, (torch.randn(1, 2, 4, 4),))
     assert nearest in raised.value.hint
+
+
+@pytest.mark.parametrize(("name", "kind", "found"), [("", nn.Linear, 2), ("foo", nn.Conv2d, 0)])
+def test_a_call_that_the_model_does_not_have(name: str, kind: type[nn.Module], found: int) -> None:
+    mapping = QConfigMapping().set_global(A).set_module_name_object_type_order(name, kind, 2, None)
+    with pytest.raises(UnknownNameError, match=f"module '{name}', which has {found} of them"):
+        prepare_fx(Model().eval(), mapping, (torch.randn(1, 2, 4, 4),))
 
 
 def test_a_function_that_is_not_torchs() -> None:

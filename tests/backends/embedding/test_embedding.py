@@ -9,10 +9,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowbit import EmbeddingQuantizer, PerChannelMinMaxObserver, get_default_embedding_quantization_config
+from lowbit import (
+    EmbeddingQuantizer,
+    PerChannelMinMaxObserver,
+    decisions,
+    get_default_embedding_quantization_config,
+    get_default_x86_inductor_quantization_config,
+    prepare_pt2e,
+)
+from lowbit.errors import NothingQuantizedWarning
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.observers import create_observer
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 INDICES = torch.tensor([[0, 3, 3], [4, 1, 0]])
 
@@ -39,6 +48,24 @@ def test_rows_are_stored_as_int8_with_float_parameters(run_flow: Any) -> None:
     assert not any(map(qd.is_dequantize, flow.lowered.graph.nodes))
     with torch.no_grad():
         assert torch.equal(flow.lowered(INDICES), flow.converted(INDICES))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_have_the_dtype_of_the_table(run_flow: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    flow = run_flow(Table(torch.randn(5, 8)).to(dtype), INDICES, quantizer=EmbeddingQuantizer())
+    assert flow.decision("embedding").detail == "runs as aten.embedding of integers"
+    with torch.no_grad():
+        result = flow.lowered(INDICES)
+        assert result.dtype is dtype
+        assert torch.equal(result, flow.converted(INDICES))
+
+
+def test_tables_in_float64_stay_as_they_are(run_flow: Any) -> None:
+    with pytest.warns(NothingQuantizedWarning):
+        flow = run_flow(Table(torch.randn(5, 8)).double(), INDICES, quantizer=EmbeddingQuantizer())
+    assert flow.decision("embedding").reason == "weight-is-float64"
+    assert flow.lowered(INDICES).dtype is torch.float64
 
 
 @settings(max_examples=40)
@@ -71,6 +98,15 @@ def test_a_row_far_from_zero_keeps_its_steps() -> None:
     scale, zero_point = observer.calculate_qparams()
     assert float(scale) == pytest.approx(0.1 / 255, rel=1e-3)
     assert float(zero_point) < -10_000
+
+
+def test_a_configuration_with_activations_is_not_for_embeddings() -> None:
+    exported = torch.export.export(nn.Embedding(4, 2).eval(), (torch.arange(3),)).module()
+    assert isinstance(exported, GraphModule)
+    quantizer = EmbeddingQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    with pytest.warns(NothingQuantizedWarning):
+        (decision,) = decisions(prepare_pt2e(exported, quantizer))
+    assert (decision.status, decision.reason) == ("float", "weight-only")
 
 
 def test_parts_can_be_left_float(run_flow: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowbit import (
+    ComposableQuantizer,
     Pipeline,
     QuantizationAnnotation,
     QuantizationConfig,
@@ -316,6 +317,16 @@ def test_what_goes_into_a_gru_is_quantized_and_its_weights_are_not(options: dict
     assert found["gru"].output_qspec is None
     assert found.reasons()["gru"] == "gru-inputs"
     assert found.reasons()["linear"] == "linear"
+
+
+def test_a_gru_that_another_quantizer_has_taken_is_left_to_it() -> None:
+    exported = torch.export.export(Recurrent().eval(), (torch.zeros(5, 2, 4), torch.zeros(1, 2, 3))).module()
+    assert isinstance(exported, GraphModule)
+    both = [XNNPACKQuantizer().set_global(STATIC), XNNPACKQuantizer().set_global(STATIC)]
+    both[1].set_module_name("gru", None)
+    context = PassContext(quantizer=ComposableQuantizer(both))
+    graph = PassManager().run(exported, Pipeline((Normalize(), Annotate())), context).graph
+    assert Annotated(graph, context).reasons()["gru"] == "gru-inputs"
 
 
 def test_grus_that_stay_float() -> None:

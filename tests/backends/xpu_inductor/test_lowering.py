@@ -130,7 +130,8 @@ def test_max_pooling_stays_float(run_flow: RunFlow, same: Means) -> None:
     model = Model(lambda m, x: m.conv(F.max_pool2d(F.relu(m.stem(x)), 2)))
     flow = run_flow(model, X, quantizer=default(), pack_weights=False)
     decision = flow.decision("max_pool2d")
-    assert (decision.status, decision.reason) == ("float", "no-pattern")
+    assert (decision.status, decision.reason) == ("float", "no-int8-kernel")
+    assert decision.detail == "Intel GPUs have no int8 max_pool2d"
     (pool,) = flow.lowered.graph.find_nodes(op="call_function", target=torch.ops.aten.max_pool2d.default)
     # Nothing is quantized on its way in.
     assert str(pool.args[0].target) == QCONV

@@ -8,16 +8,17 @@ import attrs
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit import get_symmetric_quantization_config
+from lowbit import QuantizationAnnotation, get_symmetric_quantization_config
 from lowbit.backends import Backend, Preset, get_backend, register_backend, registry
 from lowbit.backends.guards import constant_weight, float32_activations
 from lowbit.backends.pattern_quantizer import PatternQuantizer
 from lowbit.backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
+from lowbit.ir.annotation import set_annotation
 from lowbit.matchers.operator_pattern import KernelCall, Mode, OperatorPattern, Refusal, Role, Sharing
 from lowbit.passes import EmitInductor, Pipeline
 from lowbit.tools.conformance import check_backend
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,27 @@ def test_a_kernel_that_computes_something_else() -> None:
 
 def test_a_kernel_that_refuses_without_a_reason() -> None:
     wrong = backend(attrs.evolve(LINEAR, kernel=WrongKernel(Refusal(""))), lower=LOWERS)
-    assert set(failures(wrong)) == {"linear is lowered or says why not"}
+    assert "linear is lowered or says why not" in failures(wrong)
+
+
+def test_a_kernel_that_takes_nothing() -> None:
+    wrong = backend(attrs.evolve(LINEAR, kernel=WrongKernel(Refusal("never"))), lower=LOWERS)
+    assert set(failures(wrong)) == {"linear runs on its kernel under some preset"}
+
+
+def test_a_quantizer_that_annotates_what_no_pattern_is_about() -> None:
+    class Greedy(PatternQuantizer):
+        backend_name = "mine"
+        patterns = (LINEAR,)
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            config = get_symmetric_quantization_config()
+            for node in model.graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default):
+                set_annotation(node, QuantizationAnnotation({node.args[0]: config.input_activation}))
+            return super().annotate(model)
+
+    quantizer = lambda: Greedy().set_global(get_symmetric_quantization_config())  # noqa: E731
+    assert "annotates nothing but patterns" in failures(backend(quantizer=quantizer))
 
 
 def test_a_mode_that_is_not_there() -> None:

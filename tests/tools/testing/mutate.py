@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import click
 import torch
+from lowbit import Stage
 from lowbit.backends.registry import get_backend
 from lowbit.passes import pass_class
 from lowbit.tools.testing import laws
@@ -89,8 +90,11 @@ def caught_by(mutant: Mutant) -> str:
             options: dict[str, Any] = {"is_training": name in TRAINING}
             if name in LOWERING:
                 options["backend"] = get_backend("x86_inductor")
+            pass_ = pass_class(name)()
+            # As many as in the tests of the laws.
+            examples = EXAMPLES * 3 if Stage.FLOAT in pass_.requires else EXAMPLES
             try:
-                laws.check(pass_class(name)(), examples=EXAMPLES, max_steps=4, shrinks=False, **options)
+                laws.check(pass_, examples=examples, max_steps=3, shrinks=False, **options)
             except laws.LawBroken as error:
                 return str(error).splitlines()[0]
     return ""

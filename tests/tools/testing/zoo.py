@@ -279,13 +279,6 @@ ZOO: Final = (
         '(("scale", zero_point), ("zero_point", scale))',
         CONVERT,
     ),
-    Mutant(
-        "observers behind observers skipped",
-        f"{QDQ}ObserversToQdq.run",
-        "replace_inputs(node, made)  # what",
-        "pass  # what",
-        CONVERT,
-    ),
     Mutant("an observer left", f"{QDQ}ObserversToQdq.run", "gm.graph.erase_node(node)", "pass", CONVERT),
     Mutant(
         "converted without data", f"{QDQ}_check_calibrated", "if unseen:", "if False:", CONVERT, peer=True
@@ -492,10 +485,10 @@ ZOO: Final = (
         EMIT,
     ),
     Mutant(
-        "kernel's stride for padding",
+        "kernel's dilation for stride",
         "backends.x86_inductor.convolution:conv_arguments",
         '("stride", "padding", "dilation")',
-        '("padding", "stride", "dilation")',
+        '("dilation", "padding", "stride")',
         EMIT,
     ),
     Mutant(
