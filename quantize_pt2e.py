@@ -15,13 +15,14 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import GraphInputError, UnknownNameError, UnsupportedError
+from .errors import AnnotationError, GraphInputError, UnknownNameError, UnsupportedError
 from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
 from .ir.devices import check_has_values, check_is_on
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
 from .ir.meta import BACKEND_KEY, LEDGER_KEY, QAT_KEY
+from .ir.observers import FakeQuantizeBase, ObserverBase
 from .ir.quantizer import Quantizer
 from .ir.schema import argument
 from .ir.verifiers import is_observer
@@ -125,7 +126,8 @@ def prepare_qat_pt2e(
         GraphInputError: ``model`` was not exported.
         StageError: ``model`` is prepared or converted already.
         UnsupportedError: the backend has no quantization-aware training.
-        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
+        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other; or none
+            asks for a fake quantizer, as with a preset for post-training quantization.
     """
     _check_exported(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
@@ -140,6 +142,7 @@ def prepare_qat_pt2e(
             hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
         )
     prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
+    _check_rounds(prepared)
     own_tensors(prepared)
     torch.nn.Module.train(prepared, True)
     if backend is not None:
@@ -340,6 +343,16 @@ def _named_backend(model: GraphModule, name: str | None) -> Backend:
             hint=f"pass backend=…, one of {', '.join(backend_names())}",
         )
     return get_backend(name)
+
+
+def _check_rounds(prepared: GraphModule) -> None:
+    observers = [module for module in prepared.children() if isinstance(module, ObserverBase)]
+    if observers and not any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
+        raise AnnotationError(
+            f"none of the quantizer's specs asks for a fake quantizer ({type(observers[0]).__name__} is the "
+            "first observer), so training would round nothing",
+            hint="use a preset for training (is_qat=True), or specs whose observer_or_fake_quant_ctr makes one",
+        )
 
 
 def _ledger_of(model: GraphModule) -> Ledger:
