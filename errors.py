@@ -20,6 +20,7 @@ __all__ = [
     "MissingDependencyError",
     "NotCalibratedError",
     "NothingQuantizedWarning",
+    "NothingRoundedWarning",
     "PassFailedError",
     "PatternError",
     "PipelineError",
@@ -137,6 +138,10 @@ class LowbitWarning(UserWarning):
 
 class NothingQuantizedWarning(LowbitWarning):
     """A whole model was prepared and no tensor of it will be quantized."""
+
+
+class NothingRoundedWarning(LowbitWarning):
+    """A model was prepared for quantization-aware training with specs that observe and do not round."""
 
 
 class SaturationWarning(LowbitWarning):

@@ -5,6 +5,7 @@ Names, arguments and defaults are those of PyTorch's PT2 Export quantization tut
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import AnnotationError, GraphInputError, UnknownNameError, UnsupportedError
+from .errors import GraphInputError, NothingRoundedWarning, UnknownNameError, UnsupportedError
 from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
 from .ir.devices import check_has_values, check_is_on
@@ -126,8 +127,9 @@ def prepare_qat_pt2e(
         GraphInputError: ``model`` was not exported.
         StageError: ``model`` is prepared or converted already.
         UnsupportedError: the backend has no quantization-aware training.
-        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other; or none
-            asks for a fake quantizer, as with a preset for post-training quantization.
+        AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
+
+    Warns with NothingRoundedWarning when no spec asks for a fake quantizer, as with presets for calibration.
     """
     _check_exported(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
@@ -142,7 +144,7 @@ def prepare_qat_pt2e(
             hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
         )
     prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
-    _check_rounds(prepared)
+    _warn_if_nothing_rounds(prepared)
     own_tensors(prepared)
     torch.nn.Module.train(prepared, True)
     if backend is not None:
@@ -345,13 +347,15 @@ def _named_backend(model: GraphModule, name: str | None) -> Backend:
     return get_backend(name)
 
 
-def _check_rounds(prepared: GraphModule) -> None:
+def _warn_if_nothing_rounds(prepared: GraphModule) -> None:
     observers = [module for module in prepared.children() if isinstance(module, ObserverBase)]
     if observers and not any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
-        raise AnnotationError(
-            f"none of the quantizer's specs asks for a fake quantizer ({type(observers[0]).__name__} is the "
-            "first observer), so training would round nothing",
-            hint="use a preset for training (is_qat=True), or specs whose observer_or_fake_quant_ctr makes one",
+        warnings.warn(
+            NothingRoundedWarning(
+                "none of the quantizer's specs asks for a fake quantizer, so training rounds nothing. Is "
+                "is_qat=True missing from the preset?"
+            ),
+            stacklevel=3,
         )
 
 

@@ -161,9 +161,11 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
     calls, writes = _calls(after), _writes_in_place(after)
     in_place = before.in_place or writes
     in_common = {} if before.in_place else _points_in_common(before, after.graph)
-    results = after.graph.output_node().all_input_nodes
-    if len(results) == len(before.results):
-        _join(in_common, zip(results, before.results, strict=True))
+    results: list[tuple[Node, str]] = []
+    if len(nodes := after.graph.output_node().all_input_nodes) == len(before.results):
+        results += zip(nodes, before.results, strict=True)
+    if not before.in_place:
+        _join(in_common, results)
     values: dict[str, Any] = {}
     passed_on: dict[str, Any] = {}
 
@@ -179,21 +181,29 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
         is_same = len(now) == len(then) and all(map(operator.is_, now, then))
         return before.values[node.name] if is_same else NotImplemented
 
+    def compare(node: Node, counterpart: str) -> None:
+        want = before.values[counterpart]
+        difference = _difference(node, values[node.name], want, passed_on, contract)
+        if difference is not None:
+            raise ContractError(
+                f"%{node.name} is not what %{counterpart} was before the pass: {difference}",
+                where=locate(node),
+                hint=f"the contract of the pass is: {contract}; dump what it changed with DiffToFolder",
+            )
+
     def watch(node: Node, value: Any) -> Any:
         values[node.name] = passed_on[node.name] = value
         counterpart = in_common.get(node)
         if counterpart is not None:
-            difference = _difference(node, value, before.values[counterpart], passed_on, contract)
-            if difference is not None:
-                raise ContractError(
-                    f"%{node.name} is not what %{counterpart} was before the pass: {difference}",
-                    where=locate(node),
-                    hint=f"the contract of the pass is: {contract}; dump what it changed with DiffToFolder",
-                )
+            compare(node, counterpart)
             passed_on[node.name] = before.passed_on[counterpart]
         return passed_on[node.name]
 
     run_exactly(after, *inputs, observers=before.observers, watch=watch, recall=recall)
+    if before.in_place:
+        # What was written to later is then what it is in the end.
+        for node, counterpart in results:
+            compare(node, counterpart)
     return Trace(values, passed_on, calls, _results(after), before.observers, writes)
 
 

@@ -39,6 +39,8 @@ def train_step(model, *inputs):
     optimizer.step()
 
 
+# The page takes the preset for calibration.
+@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingRoundedWarning")
 def test_the_flow_at_a_glance():
     class M(torch.nn.Module):
         def __init__(self):

@@ -62,9 +62,12 @@ def _step(random: Random, kinds: list[str]) -> Step:
 
 
 def _choices(random: Random) -> Choices:
+    activation = random.randrange(len(ACTIVATIONS))
+    # As a quantizer has it that quantizes a whole model; or something else.
+    output = activation if random.random() < 0.5 else random.randrange(-1, len(ACTIVATIONS))
     return Choices(
-        activation=random.randrange(len(ACTIVATIONS)),
+        activation=activation,
         weight=random.randrange(len(WEIGHTS)),
-        output=random.randrange(-1, len(ACTIVATIONS) - 1),
+        output=output,
         shares=random.random() < 0.7,
     )

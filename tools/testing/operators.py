@@ -80,7 +80,8 @@ def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
         return None
     if option % 2 and len(_shape(x)) > 1:
         x = to.call(_aten.transpose.int, x, 0, 1)  # what is written to is a view of what others may read
-    if option % 3 == 2 and _shape(x) == _shape(y):
+    # torch refuses to write to what it reads through another view; inputs are no views of each other.
+    if option % 3 == 2 and _shape(x) == _shape(y) and y.op == "placeholder":
         return to.call(_aten.add_.Tensor, x, y)
     return to.call(_aten.relu_.default, x) if option % 3 == 1 else to.call(_aten.mul_.Tensor, x, 3)
 
@@ -114,7 +115,7 @@ def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
         return None
     window = len(shape) - 2
     kernel = 1 + option % 3
-    groups = shape[1] if option % 5 == 4 else 1
+    groups = shape[1] if option % 3 == 1 else 1
     if min(shape[2:]) < kernel:
         return None
     outputs = groups * (1 + option % 2)
@@ -162,7 +163,8 @@ def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | Non
 
     In some variants the convolution may be read by others as well.
     """
-    convolution = _convolution(to, x, y, option) or _linear(to, x, y, option)
+    first, second = (_linear, _convolution) if option % 5 == 0 else (_convolution, _linear)
+    convolution = first(to, x, y, option) or second(to, x, y, option)
     if convolution is None:
         return None
     last = _batch_norm(to, convolution, y, option) or convolution

@@ -485,10 +485,10 @@ ZOO: Final = (
         EMIT,
     ),
     Mutant(
-        "kernel's dilation for stride",
+        "kernel without groups",
         "backends.x86_inductor.convolution:conv_arguments",
-        '("stride", "padding", "dilation")',
-        '("dilation", "padding", "stride")',
+        '(*steps, argument(conv, "groups"))',
+        "(*steps, 1)",
         EMIT,
     ),
     Mutant(
