@@ -6,16 +6,13 @@ import torch
 from torch.fx import GraphModule
 
 from ...ir.observers import (
-    FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
 from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
-from ..pattern_quantizer import PatternQuantizer
+from ..inductor_quantizer import EPS, InductorQuantizer, activation_observer
 from .left_float import LEFT_FLOAT
 from .patterns import PATTERNS
 from .saturation import warn_of_saturation
@@ -26,8 +23,6 @@ __all__ = [
     "get_x86_inductor_linear_dynamic_fp16_config",
     "get_x86_inductor_linear_weight_only_config",
 ]
-
-_EPS = 2**-12
 
 
 def get_default_x86_inductor_quantization_config(
@@ -49,7 +44,7 @@ def get_default_x86_inductor_quantization_config(
         quant_max=127 if reduce_range else 255,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic),
+        observer_or_fake_quant_ctr=activation_observer(is_qat=is_qat, is_dynamic=is_dynamic),
     )
     # What is found at run time has no scale to write results with.
     return QuantizationConfig(activation, None if is_dynamic else activation, _weight(is_qat), None, is_qat)
@@ -74,21 +69,11 @@ def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
     return QuantizationConfig(None, None, weight, None)
 
 
-def _activation_observer(is_qat: bool, is_dynamic: bool) -> ObserverOrFakeQuantizeConstructor:
-    if is_qat and is_dynamic:
-        # The range of the current batch, and of no other.
-        latest = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
-        return FakeQuantize.with_args(eps=_EPS, observer=latest)
-    if is_qat:
-        return FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
-    return (PlaceholderObserver if is_dynamic else HistogramObserver).with_args(eps=_EPS)
-
-
 def _weight(is_qat: bool) -> QuantizationSpec:
-    observer: ObserverOrFakeQuantizeConstructor = PerChannelMinMaxObserver.with_args(eps=_EPS)
+    observer: ObserverOrFakeQuantizeConstructor = PerChannelMinMaxObserver.with_args(eps=EPS)
     if is_qat:
         observer = FusedMovingAvgObsFakeQuantize.with_args(
-            eps=_EPS, observer=MovingAveragePerChannelMinMaxObserver
+            eps=EPS, observer=MovingAveragePerChannelMinMaxObserver
         )
     return QuantizationSpec(
         dtype=torch.int8,
@@ -100,27 +85,14 @@ def _weight(is_qat: bool) -> QuantizationSpec:
     )
 
 
-class X86InductorQuantizer(PatternQuantizer):
-    """Quantizes for X86 CPUs through Inductor.
-
-    ::
-
-        quantizer = X86InductorQuantizer()
-        quantizer.set_global(get_default_x86_inductor_quantization_config())
-        quantizer.set_module_name_qconfig("head", None)  # stays float
-
-    A module name wins over a module type, that over a function type, and that over the global configuration.
-    None leaves the operators selected float. A setting that selects no operator of the model is an error when
-    the model is prepared.
+class X86InductorQuantizer(InductorQuantizer):
+    """Quantizes for X86 CPUs through Inductor; set up as
+    :class:`~lowbit.backends.inductor_quantizer.InductorQuantizer` says.
     """
 
     backend_name = "x86_inductor"
     patterns = PATTERNS
     left_float = LEFT_FLOAT
-
-    set_function_type_qconfig = PatternQuantizer.set_function_type
-    set_module_type_qconfig = PatternQuantizer.set_module_type
-    set_module_name_qconfig = PatternQuantizer.set_module_name
 
     def validate(self, model: GraphModule) -> None:
         """Warn with SaturationWarning of ranges that this CPU's kernels refuse, as it has no VNNI."""

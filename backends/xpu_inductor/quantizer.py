@@ -7,13 +7,11 @@ import torch
 from ...errors import UnsupportedError
 from ...ir.observers import HistogramObserver, PerChannelMinMaxObserver
 from ...ir.specs import QuantizationConfig, QuantizationSpec
-from ..pattern_quantizer import PatternQuantizer
+from ..inductor_quantizer import EPS, InductorQuantizer
 from .left_float import LEFT_FLOAT
 from .patterns import PATTERNS
 
 __all__ = ["XPUInductorQuantizer", "get_default_xpu_inductor_quantization_config"]
-
-_EPS = 2**-12
 
 
 def get_default_xpu_inductor_quantization_config(
@@ -42,7 +40,7 @@ def get_default_xpu_inductor_quantization_config(
         quant_min=-64 if reduce_range else -128,
         quant_max=63 if reduce_range else 127,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=EPS),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -50,29 +48,16 @@ def get_default_xpu_inductor_quantization_config(
         quant_max=127,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=EPS),
     )
     return QuantizationConfig(activation, activation, weight, None, is_qat=False)
 
 
-class XPUInductorQuantizer(PatternQuantizer):
-    """Quantizes for Intel GPUs through Inductor, statically.
-
-    ::
-
-        quantizer = XPUInductorQuantizer()
-        quantizer.set_global(get_default_xpu_inductor_quantization_config())
-        quantizer.set_module_name_qconfig("head", None)  # stays float
-
-    A module name wins over a module type, that over a function type, and that over the global configuration.
-    None leaves the operators selected float. A setting that selects no operator of the model is an error when
-    the model is prepared.
+class XPUInductorQuantizer(InductorQuantizer):
+    """Quantizes for Intel GPUs through Inductor, statically; set up as
+    :class:`~lowbit.backends.inductor_quantizer.InductorQuantizer` says.
     """
 
     backend_name = "xpu_inductor"
     patterns = PATTERNS
     left_float = LEFT_FLOAT
-
-    set_function_type_qconfig = PatternQuantizer.set_function_type
-    set_module_type_qconfig = PatternQuantizer.set_module_type
-    set_module_name_qconfig = PatternQuantizer.set_module_name
