@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any, Final
 
 import attrs
@@ -12,7 +14,7 @@ from ...ir.attributes import get_tensor
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, Refusal
 from .operands import weight_parameters
-from .prepack import QCONV_PREPACK, pack_weight
+from .prepack import QCONV_PREPACK, known_shape, pack_weight
 
 __all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
 
@@ -34,12 +36,41 @@ def conv_arguments(call: KernelCall) -> ConvArguments:
     x = call.quantized("x")
     conv = call.node_calling(*_CONVOLUTIONS)
     kernel = _kernel_size(call)
-    steps = (_per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation"))
-    geometry = (*steps, argument(conv, "groups"))
+    stride, padding, dilation = (
+        _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
+    )
+    image, shape = x.node, known_shape(conv.args[0])
+    if _is_pointwise(kernel):
+        image, shape = _gather(call, image, stride), _gathered(shape, stride)
+        stride = [1] * len(kernel)
+    geometry = (stride, padding, dilation, argument(conv, "groups"))
     scales, zero_points = weight_parameters(call)
-    packed = pack_weight(call, QCONV_PREPACK, conv, scales, x.scale, x.zero_point, *geometry)
-    head = (x.node, x.scale, x.zero_point, packed, scales, zero_points)
+    packed = pack_weight(call, QCONV_PREPACK, shape, scales, x.scale, x.zero_point, *geometry)
+    head = (image, x.scale, x.zero_point, packed, scales, zero_points)
     return ConvArguments(head, call.float("bias"), geometry)
+
+
+def _is_pointwise(kernel: torch.Size) -> bool:
+    return all(size == 1 for size in kernel)
+
+
+def _gather(call: KernelCall, image: Node, stride: list[int]) -> Node:
+    """The pixels of ``image`` that a kernel of one tap reads.
+
+    oneDNN 3.12 gathers them itself, at the same cost. Without AVX-512 its threads then write to each other's
+    space, at most numbers of channels that 16 does not divide: for a batch of two or more on two or more
+    threads nearly every result is wrong.
+    """
+    for dim, step in enumerate(stride, start=2):
+        if step > 1:
+            image = call.graph.call_function(_aten.slice.Tensor, (image, dim, 0, sys.maxsize, step))
+    return image
+
+
+def _gathered(shape: list[int] | None, stride: list[int]) -> list[int] | None:
+    if shape is None:
+        return None
+    return [*shape[:2], *(math.ceil(size / step) for size, step in zip(shape[2:], stride, strict=True))]
 
 
 def refuses_geometry(call: KernelCall) -> Refusal | None:
@@ -55,7 +86,7 @@ def refuses_geometry(call: KernelCall) -> Refusal | None:
         _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
     )
     *others, width = _extents(conv, kernel)
-    if width == 1 and stride[-1] > 1 and any(size != 1 for size in others):
+    if not _is_pointwise(kernel) and width == 1 and stride[-1] > 1 and any(size != 1 for size in others):
         return Refusal("column-under-stride")
     image = _extents(conv.args[0], kernel)
     for size, k, p, d in zip(image, kernel, padding, dilation, strict=True):

@@ -13,7 +13,7 @@ from ...matchers.operator_pattern import KernelCall, Refusal
 from .cpu import has_float16
 from .linear import batch_sizes
 from .operands import refuses_weight, weight_parameters
-from .prepack import LINEAR_PREPACK_FP16, pack_weight
+from .prepack import LINEAR_PREPACK_FP16, known_shape, pack_weight
 
 __all__ = ["HalfLinear", "WeightOnlyLinear"]
 
@@ -97,7 +97,7 @@ class HalfLinear:
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
         linear = call.node_calling(_aten.linear.default)
-        packed = pack_weight(call, LINEAR_PREPACK_FP16, linear)
+        packed = pack_weight(call, LINEAR_PREPACK_FP16, known_shape(linear.args[0]))
         target: Any = _onednn.linear_relu_dynamic_fp16 if self.relu else _onednn.linear_dynamic_fp16
         return call.graph.call_function(target.default, (call.float("x"), packed, call.float("bias")))
 

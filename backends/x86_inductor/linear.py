@@ -11,7 +11,7 @@ from torch.fx import Node
 from ...matchers.operator_pattern import KernelCall, Mode, Refusal
 from .operands import refuses_operands, weight_parameters
 from .post_operators import PostOperator, post_arguments
-from .prepack import QLINEAR_PREPACK, pack_weight
+from .prepack import QLINEAR_PREPACK, known_shape, pack_weight
 from .requantize import clamped, output_arguments, with_post_operator
 from .unfrozen_linear import register_lowerings
 
@@ -78,7 +78,7 @@ class QLinearAdd:
 def _head(call: KernelCall) -> tuple[Any, ...]:
     register_lowerings()
     x = call.quantized("x")
-    packed = pack_weight(call, QLINEAR_PREPACK, call.node_calling(_aten.linear.default))
+    packed = pack_weight(call, QLINEAR_PREPACK, known_shape(call.node_calling(_aten.linear.default).args[0]))
     return (x.node, x.scale, x.zero_point, packed, *weight_parameters(call))
 
 

@@ -16,7 +16,14 @@ from torch.fx import Node
 from ...matchers.operator_pattern import KernelCall
 from ...passes.pack_weights import PACK_KEY
 
-__all__ = ["LINEAR_PREPACK_FP16", "QCONV_PREPACK", "QLINEAR_PREPACK", "pack_weight", "register_fakes"]
+__all__ = [
+    "LINEAR_PREPACK_FP16",
+    "QCONV_PREPACK",
+    "QLINEAR_PREPACK",
+    "known_shape",
+    "pack_weight",
+    "register_fakes",
+]
 
 QCONV_PREPACK: Final = torch.ops.onednn.qconv_prepack.default
 """``(weight, w_scales, x_scale, x_zp, stride, padding, dilation, groups, x_shape=None) -> packed``"""
@@ -26,26 +33,25 @@ LINEAR_PREPACK_FP16: Final = torch.ops.onednn.linear_prepack_fp16.default
 """``(weight, x_shape) -> packed``, in float16"""
 
 
-def pack_weight(call: KernelCall, target: Any, operator: Node, *arguments: Any) -> Node:
-    """Insert the packing of the weight of ``operator``, one of the float operators of ``call``.
+def pack_weight(call: KernelCall, target: Any, shape: list[int] | None, *arguments: Any) -> Node:
+    """Insert the packing of the weight of ``call``.
 
     Args:
         call: the place; its weight is the operand ``weight``.
         target: the packing operator.
-        operator: the convolution or linear, whose input's shape the packing is told.
+        shape: that of the activation, as a hint for the layout; None where the run tells it.
         arguments: what the packing takes between weight and shape.
     """
     register_fakes()
     operand = call.operands["weight"]
     weight = operand if isinstance(operand, Node) else call.quantized("weight").node
-    packed = call.graph.call_function(target, (weight, *arguments, _input_shape(operator)))
+    packed = call.graph.call_function(target, (weight, *arguments, shape))
     packed.meta = {k: v for k, v in weight.meta.items() if k != "val"} | {PACK_KEY: True}
     return packed
 
 
-def _input_shape(operator: Node) -> list[int] | None:
-    """The shape of the input, as a hint for the weight layout; None where it is not known before the run."""
-    source = operator.args[0]
+def known_shape(source: object) -> list[int] | None:
+    """The shape of what a node gives; None where it is not known before the run."""
     value = source.meta.get("val") if isinstance(source, Node) else None
     if isinstance(value, torch.Tensor) and all(isinstance(s, int) for s in value.shape):
         return list(value.shape)

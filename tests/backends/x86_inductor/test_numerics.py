@@ -249,6 +249,23 @@ def test_geometries_that_onednn_gets_wrong_stay_float(case: str) -> None:
     assert_within_one_step(converted, lowered, inputs)
 
 
+def test_strided_kernels_of_one_tap_on_several_threads() -> None:
+    """oneDNN's own gathering is a race without AVX-512, which one run may win and forty do not."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    try:
+        inputs = [(torch.randn(8, 40, 14, 14),)]
+        converted, lowered = quantize(
+            Branches([Conv(nn.Conv2d(40, 128, 1, stride=2), "none", relu=True)]), inputs
+        )
+        assert kernels(lowered)
+        for _ in range(40):
+            assert_within_one_step(converted, lowered, inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_any_batch_size_of_one_export() -> None:
     torch.manual_seed(0)
     rng = random.Random(3)
