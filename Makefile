@@ -14,8 +14,9 @@ help: ## list the targets
 demo: .venv/.installed ## train a small ResNet, quantize it by passes, show what that gained
 	.venv/bin/lowbit demo
 
+# A process a core; with threads beside them, they would wait for each other.
 test: .venv/.installed ## run the tests
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist worksteal
 
 nightly: .venv/.installed ## run the tests with other examples in the property tests every time
 	HYPOTHESIS_PROFILE=nightly .venv/bin/pytest
@@ -52,6 +53,7 @@ bench: .venv-bench/.installed ## measure everything, next to torchao, and write 
 	.venv-bench/bin/python benchmarks/qat_graph_work.py --write
 	.venv-bench/bin/python benchmarks/qat.py --write
 	.venv-bench/bin/python benchmarks/latency.py --peer --write
+	.venv-bench/bin/python benchmarks/overhead.py --write
 	.venv-bench/bin/python benchmarks/numeric_verification.py --write
 
 venv: .venv/.installed ## set up .venv

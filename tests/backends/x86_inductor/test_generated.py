@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -30,6 +30,16 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 UINT8 = (0, 255 if has_vnni() else 127, torch.uint8)
 INT8 = (-128, 127, torch.int8)
+
+
+@pytest.fixture(autouse=True)
+def several_threads() -> Iterator[None]:
+    """Kernels have been seen that race, which one thread does not show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
 
 Parameters = tuple[float, int]
 """Scale and zero point."""
