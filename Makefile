@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly mutants determinism docs executorch browser lint bench venv bench-env clean
+.PHONY: help demo test nightly mutants determinism docs site executorch browser lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ mutants: .venv/.installed ## seed faults in the passes, and see that the laws ca
 docs: .venv/.installed ## write docs/capabilities.md anew
 	(sed -n '/^## /q;p' docs/capabilities.md && .venv/bin/lowbit capabilities --markdown) > docs/capabilities.new
 	mv docs/capabilities.new docs/capabilities.md
+
+site: .venv-docs/.installed ## build the documentation, out/site/index.html
+	.venv-docs/bin/sphinx-build --fail-on-warning --keep-going --quiet -d out/site-doctrees docs out/site
+	@echo "see out/site/index.html"
 
 executorch: .venv-executorch/.installed ## let ExecuTorch's XNNPACK partitioner take converted models, and run them
 	.venv-executorch/bin/pytest tests/backends/xnnpack/test_executorch.py
@@ -84,5 +88,12 @@ bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to co
 	.venv-executorch/bin/pip install --constraint constraints.txt --editable '.[test,executorch]'
 	touch $@
 
+.venv-docs/.installed: $(DECLARED)
+	@echo "setting up .venv-docs; this takes a minute"
+	test -x .venv-docs/bin/pip || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip $(INSTALL_TORCH)
+	.venv-docs/bin/pip install --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-bench .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist
+	rm -rf .venv .venv-bench .venv-docs .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist

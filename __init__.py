@@ -31,6 +31,7 @@ from .export_utils import (
     move_exported_model_to_train,
 )
 from .ir.annotation import QuantizationAnnotation
+from .ir.coverage import Coverage
 from .ir.ledger import Decision
 from .ir.observers import (
     DerivedObserver,
@@ -70,11 +71,13 @@ from .quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 from .quantize_pt2e import (
     calibrate,
     convert_pt2e,
+    coverage,
     decisions,
     lower_pt2e,
     prepare_pt2e,
     prepare_qat_pt2e,
 )
+from .tools.explain import Explanation, explain, why_shared
 from .tools.lowering_report import LoweringReport, lowering_report
 
 __all__ = [
@@ -82,6 +85,7 @@ __all__ = [
     "BackendConfig",
     "BackendPatternConfig",
     "ComposableQuantizer",
+    "Coverage",
     "DTypeConfig",
     "DTypeWithConstraints",
     "Decision",
@@ -89,6 +93,7 @@ __all__ = [
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "EmbeddingQuantizer",
+    "Explanation",
     "FakeQuantize",
     "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
@@ -128,12 +133,14 @@ __all__ = [
     "calibrate",
     "convert_fx",
     "convert_pt2e",
+    "coverage",
     "decisions",
     "disable_fake_quant",
     "disable_observer",
     "enable_fake_quant",
     "enable_observer",
     "errors",
+    "explain",
     "freeze_bn_stats",
     "get_default_arm_inductor_quantization_config",
     "get_default_embedding_quantization_config",
@@ -156,4 +163,5 @@ __all__ = [
     "prepare_qat_fx",
     "prepare_qat_pt2e",
     "register_pass",
+    "why_shared",
 ]

@@ -15,19 +15,23 @@ __all__ = [
     "DeviceError",
     "GraphInputError",
     "GraphTextError",
+    "IneffectiveSettingWarning",
     "LowbitError",
     "LowbitWarning",
     "MissingDependencyError",
     "NotCalibratedError",
     "NothingQuantizedWarning",
     "NothingRoundedWarning",
+    "OptionError",
     "PassFailedError",
     "PatternError",
     "PipelineError",
+    "RoundedCalibrationWarning",
     "SaturationWarning",
     "SharingError",
     "SpecError",
     "StageError",
+    "StrictModeError",
     "UnknownNameError",
     "UnsupportedError",
 ]
@@ -96,8 +100,16 @@ class PipelineError(LowbitError, ValueError):
     """A pipeline whose text does not parse or whose passes do not fit together."""
 
 
+class StrictModeError(LowbitError, ValueError):
+    """In strict mode: what is a warning otherwise, or a line of the ledger that nobody need read."""
+
+
 class UnknownNameError(LowbitError, KeyError):
     """A name of a pass, backend or module that does not exist; the hint has the nearest ones."""
+
+
+class OptionError(LowbitError, ValueError):
+    """An option of a command, in Python, TOML or on the command line, that makes no sense."""
 
 
 class PassFailedError(LowbitError, RuntimeError):
@@ -142,6 +154,14 @@ class NothingQuantizedWarning(LowbitWarning):
 
 class NothingRoundedWarning(LowbitWarning):
     """A model was prepared for quantization-aware training with specs that observe and do not round."""
+
+
+class IneffectiveSettingWarning(LowbitWarning):
+    """A setting of a quantizer or a mapping decided about nothing that could be quantized."""
+
+
+class RoundedCalibrationWarning(LowbitWarning):
+    """A model was prepared for calibration with fake quantizers, which round what they observe."""
 
 
 class SaturationWarning(LowbitWarning):

@@ -37,6 +37,7 @@ def prepare_fx(
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     instruments: Sequence[Instrument] = (),
+    strict: bool = False,
 ) -> GraphModule:
     """Export ``model`` and insert observers, for post-training quantization.
 
@@ -54,6 +55,7 @@ def prepare_fx(
             :func:`get_native_backend_config`.
         dynamic_shapes: sizes that may differ from those of ``example_inputs``, as in ``torch.export``.
         instruments: what looks on while the passes run.
+        strict: raise StrictModeError in place of warnings; see :func:`lowbit.prepare_pt2e`.
 
     Returns:
         A graph module to be calibrated: run it on representative inputs. :func:`lowbit.decisions` says what
@@ -68,7 +70,9 @@ def prepare_fx(
     mapping, config = _mapping(qconfig_mapping, model), _config(backend_config)
     backend = compile_backend(config, mapping)
     exported = _export(model, example_inputs, dynamic_shapes)
-    prepared = prepare_pt2e(exported, backend.quantizer(), pipeline=backend.prepare, instruments=instruments)
+    prepared = prepare_pt2e(
+        exported, backend.quantizer(), pipeline=backend.prepare, instruments=instruments, strict=strict
+    )
     prepared.meta[BACKEND_CONFIG_KEY] = config.name
     return prepared
 
@@ -81,6 +85,7 @@ def prepare_qat_fx(
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     instruments: Sequence[Instrument] = (),
+    strict: bool = False,
 ) -> GraphModule:
     """Export ``model`` and insert fake quantizers, for quantization-aware training.
 
@@ -95,6 +100,7 @@ def prepare_qat_fx(
         backend_config: likewise.
         dynamic_shapes: likewise.
         instruments: likewise.
+        strict: likewise.
 
     Returns:
         A graph module with parameters of its own, to be trained; see :func:`lowbit.prepare_qat_pt2e`.
@@ -106,7 +112,7 @@ def prepare_qat_fx(
     backend = compile_backend(config, mapping, is_qat=True)
     exported = _export(model, example_inputs, dynamic_shapes)
     prepared = prepare_qat_pt2e(
-        exported, backend.quantizer(), pipeline=backend.prepare_qat, instruments=instruments
+        exported, backend.quantizer(), pipeline=backend.prepare_qat, instruments=instruments, strict=strict
     )
     prepared.meta[BACKEND_CONFIG_KEY] = config.name
     return prepared

@@ -5,8 +5,10 @@ Names, arguments and defaults are those of PyTorch's PT2 Export quantization tut
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
@@ -16,9 +18,18 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import GraphInputError, NothingRoundedWarning, UnknownNameError, UnsupportedError
+from .errors import (
+    GraphInputError,
+    LowbitWarning,
+    NothingRoundedWarning,
+    RoundedCalibrationWarning,
+    StrictModeError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from .ir.attributes import find_attribute
 from .ir.clone import own_tensors
+from .ir.coverage import Coverage, coverage_of
 from .ir.devices import check_has_values, check_is_on
 from .ir.ledger import Decision, Ledger
 from .ir.location import locate
@@ -31,9 +42,19 @@ from .passes import PassContext, PassManager, Pipeline, ReferenceRepresentation
 from .passes.instruments import Instrument, TraceChanges, Verify, VerifyNumeric
 from .passes.registry import unknown_name
 
-__all__ = ["calibrate", "convert_pt2e", "decisions", "lower_pt2e", "prepare_pt2e", "prepare_qat_pt2e"]
+__all__ = [
+    "calibrate",
+    "convert_pt2e",
+    "coverage",
+    "decisions",
+    "lower_pt2e",
+    "prepare_pt2e",
+    "prepare_qat_pt2e",
+]
 
 Verification: TypeAlias = Literal["stages", "numeric"]
+
+_log = logging.getLogger("lowbit")
 
 _TRAINING_ARGUMENTS: Final = {
     torch.ops.aten.batch_norm.default: "training",
@@ -49,6 +70,7 @@ def prepare_pt2e(
     instruments: Sequence[Instrument] = (),
     verify: Verification = "stages",
     example_inputs: Sequence[Any] | None = None,
+    strict: bool = False,
 ) -> GraphModule:
     """Fold BatchNorm, annotate with ``quantizer`` and insert observers, for post-training quantization.
 
@@ -66,6 +88,8 @@ def prepare_pt2e(
             graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
             (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
         example_inputs: the arguments of the model; a batch of one or two is enough.
+        strict: raise StrictModeError where a LowbitWarning would be given otherwise: of a model of which
+            nothing is quantized, of settings that change nothing, of ranges that no kernel here takes.
 
     Returns:
         A new graph module to be calibrated: run it on representative inputs.
@@ -74,6 +98,8 @@ def prepare_pt2e(
         GraphInputError: ``model`` was not exported, or in training mode.
         StageError: ``model`` is prepared or converted already.
         AnnotationError, SharingError: the quantizer's annotations do not fit the graph or each other.
+
+    Warns with RoundedCalibrationWarning when specs ask for fake quantizers, as presets with ``is_qat=True``.
     """
     _check_exported(model)
     looking_on = (*instruments, *_verification(verify, example_inputs))
@@ -82,9 +108,12 @@ def prepare_pt2e(
     _check_inference(model)
     default = PREPARE if backend is None else backend.prepare
     passes = default if pipeline is None else pipeline
-    prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
+    with _warnings_are_errors() if strict else contextlib.nullcontext():
+        prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
+        _warn_if_calibration_rounds(prepared)
     if backend is not None:
         prepared.meta[BACKEND_KEY] = backend.name
+    _log_coverage("prepare", prepared)
     return prepared
 
 
@@ -96,6 +125,7 @@ def prepare_qat_pt2e(
     instruments: Sequence[Instrument] = (),
     verify: Verification = "stages",
     example_inputs: Sequence[Any] | None = None,
+    strict: bool = False,
 ) -> GraphModule:
     """Annotate with ``quantizer`` and insert fake quantizers, for quantization-aware training.
 
@@ -118,6 +148,8 @@ def prepare_qat_pt2e(
             graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
             (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
         example_inputs: the arguments of the model; a batch of one or two is enough.
+        strict: raise StrictModeError where a LowbitWarning would be given otherwise: of a model of which
+            nothing is quantized, of settings that change nothing, of ranges that no kernel here takes.
 
     Returns:
         A new graph module with parameters of its own, in training mode. Train it, with an optimizer over its
@@ -143,12 +175,14 @@ def prepare_qat_pt2e(
             f"the backend {backend.name} has no quantization-aware training",
             hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
         )
-    prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
-    _warn_if_nothing_rounds(prepared)
+    with _warnings_are_errors() if strict else contextlib.nullcontext():
+        prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
+        _warn_if_nothing_rounds(prepared)
     own_tensors(prepared)
     torch.nn.Module.train(prepared, True)
     if backend is not None:
         prepared.meta[BACKEND_KEY] = backend.name
+    _log_coverage("prepare", prepared)
     return prepared
 
 
@@ -200,6 +234,7 @@ def convert_pt2e(
     if model.meta.get(QAT_KEY):
         # Training may go on, and writes into what the two would share (biases, running statistics).
         own_tensors(converted)
+    _log_coverage("convert", converted)
     return converted
 
 
@@ -213,6 +248,7 @@ def lower_pt2e(
     instruments: Sequence[Instrument] = (),
     verify: Verification = "stages",
     example_inputs: Sequence[Any] | None = None,
+    strict: bool = False,
 ) -> GraphModule:
     """Put a backend's kernels in place of dequantize → operator → quantize.
 
@@ -234,6 +270,7 @@ def lower_pt2e(
             graph in float64 on ``example_inputs`` and checks that each pass kept its numbers
             (:class:`~lowbit.passes.instruments.VerifyNumeric`), else raises ContractError.
         example_inputs: the arguments of the model; a batch of one or two is enough.
+        strict: raise StrictModeError where an operator that reads low precision gets no kernel.
 
     Returns:
         A new graph module that computes in low precision.
@@ -260,6 +297,9 @@ def lower_pt2e(
         check_is_on(model, chosen.device, chosen.name)
     context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
     lowered = _run(model, passes, context, looking_on)
+    _log_coverage("lower", lowered, chosen.name)
+    if strict:
+        _check_all_lowered(context.ledger, chosen)
     if cpp_wrapper:
         lowered.compile(options={"cpp_wrapper": True})
     return lowered
@@ -272,6 +312,51 @@ def decisions(model: GraphModule) -> tuple[Decision, ...]:
         One decision an operator, in the order they were first met; empty for a model no verb has seen.
     """
     return _ledger_of(model).decisions
+
+
+def coverage(model: GraphModule) -> Coverage:
+    """How many float operators of a model that came out of a verb are in low precision, and why not the rest.
+
+    ::
+
+        print(coverage(prepared))  # 20 of 23 float operators quantized for x86_inductor; 3 left float: …
+
+    Every verb logs the same line, at the level INFO of ``logging.getLogger("lowbit")``.
+    """
+    return coverage_of(_ledger_of(model), model.meta.get(BACKEND_KEY) or "")
+
+
+def _log_coverage(verb: str, model: GraphModule, backend: str = "") -> None:
+    if _log.isEnabledFor(logging.INFO):
+        _log.info(
+            "%s: %s", verb, coverage_of(_ledger_of(model), backend or model.meta.get(BACKEND_KEY) or "")
+        )
+
+
+@contextlib.contextmanager
+def _warnings_are_errors() -> Generator[None]:
+    """In the block, the warnings of lowbit are raised as StrictModeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowbitWarning)
+        try:
+            yield
+        except LowbitWarning as warning:
+            raise StrictModeError(
+                str(warning), hint="mend it, or prepare without strict=True to go on with a warning"
+            ) from warning
+
+
+def _check_all_lowered(ledger: Ledger, backend: Backend) -> None:
+    missed = [d for d in ledger.decisions if d.intended and d.status == "float"]
+    if missed:
+        raise StrictModeError(
+            f"{len(missed)} operators read low precision and have no kernel of {backend.name}",
+            where=tuple(
+                "\n".join(filter(None, (f"%{d.node} ({d.target}): {d.reason}", d.detail, d.source)))
+                for d in missed
+            ),
+            hint="lowbit.explain(model, node) says what to do; without strict=True they stay float",
+        )
 
 
 def _check_exported(model: object) -> None:
@@ -354,6 +439,18 @@ def _warn_if_nothing_rounds(prepared: GraphModule) -> None:
             NothingRoundedWarning(
                 "none of the quantizer's specs asks for a fake quantizer, so training rounds nothing. Is "
                 "is_qat=True missing from the preset?"
+            ),
+            stacklevel=3,
+        )
+
+
+def _warn_if_calibration_rounds(prepared: GraphModule) -> None:
+    if any(isinstance(module, FakeQuantizeBase) for module in prepared.children()):
+        warnings.warn(
+            RoundedCalibrationWarning(
+                "the quantizer's specs ask for fake quantizers, which are for training: they observe in "
+                "training mode only, and what they observe was rounded before it. Use prepare_qat_pt2e, or a "
+                "preset without is_qat=True"
             ),
             stacklevel=3,
         )

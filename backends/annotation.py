@@ -14,17 +14,17 @@ from typing import Any, Final, TypeGuard
 import attrs
 import torch
 from torch.fx import Graph, Node
-from torch.utils import _pytree as pytree
 
 from ..ir.annotation import QuantizationAnnotation, get_annotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
+from ..ir.operators import is_float_operator
 from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from ..matchers.match import Match
-from ..matchers.operator_pattern import Occurrence, OperatorPattern, Refusal, Role, Sharing
+from ..matchers.operator_pattern import Mode, Occurrence, OperatorPattern, Refusal, Role, Sharing
 from .capabilities import mode_of
 from .inference_view import annotate_as_inference
 
-__all__ = ["ConfigOf", "annotate_patterns"]
+__all__ = ["ConfigOf", "annotate_patterns", "mode_code"]
 
 _FOLLOWED: Final = (torch.float32, torch.bfloat16, None)
 """The dtypes of what values are moved of in low precision; None is that of graphs that do not say."""
@@ -70,7 +70,7 @@ def annotate_patterns(
         claimed = {node for node in seen.nodes if is_annotated(node)}
         _annotate(_Annotator(seen, config_of, ledger, left_float or {}, claimed), ordered)
 
-    annotate_as_inference(graph, annotate)
+    annotate_as_inference(graph, annotate, ledger)
 
 
 def _annotate(state: _Annotator, ordered: list[OperatorPattern]) -> None:
@@ -118,7 +118,7 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
         refusal = _mode_refusal(pattern, config)
         if refusal is not None:
             # Another pattern may be for this mode, and what that says counts more.
-            if anchor not in state.ledger:
+            if state.ledger.reason_of(anchor) in (None, _NO_PATTERN.reason):
                 state.ledger.missed(refusal, anchor, f"as {pattern.name}")
             continue
         refusal = pattern.match_refusal(match)
@@ -157,7 +157,12 @@ def _annotate_match(
 def _mode_refusal(pattern: OperatorPattern, config: QuantizationConfig) -> str | None:
     if mode_of(config) in pattern.modes:
         return None
-    return "-or-".join(mode.value for mode in pattern.modes).removesuffix("-only") + "-only"
+    return mode_code(pattern.modes)
+
+
+def mode_code(modes: tuple[Mode, ...]) -> str:
+    """The reason code of what is for ``modes`` alone: ``static-or-dynamic-only``."""
+    return "-or-".join(mode.value for mode in modes).removesuffix("-only") + "-only"
 
 
 def _spec(config: QuantizationConfig, role: Role, pattern: OperatorPattern) -> QuantizationSpec | None:
@@ -226,8 +231,9 @@ def _follower_refusal(
 ) -> tuple[str, str] | None:
     """Reason code and detail of what keeps ``node`` from following, or None."""
     sources, results = _tensors(node), _results(node)
-    if not sources or not all(source in low for source in sources):
-        return "float-input", "not all of its inputs are in low precision"
+    floats = [source for source in sources if source not in low]
+    if floats or not sources:
+        return "float-input", f"in float: {', '.join(f'%{each.name}' for each in floats) or 'all it reads'}"
     if any(result.target is not pattern.anchor for result in results):
         return "several-results", "its results are handed on together"
     config = state.config_of((node,))
@@ -259,9 +265,9 @@ def _annotate_follower(node: Node, spec: QuantizationSpec) -> None:
 def _explain_rest(state: _Annotator) -> None:
     """Float operators that no pattern asked about: the backend has nothing for them."""
     for node in state.graph.nodes:
-        if node.op == "call_function" and node not in state.claimed and node not in state.ledger:
-            # Of several outputs (split, topk) one in floating-point is enough.
-            values = pytree.tree_leaves(node.meta.get("val"))
-            if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values):
-                why = state.left_float.get(node.target, _NO_PATTERN)
-                state.ledger.missed(why.reason, node, why.detail)
+        if node in state.claimed or not is_float_operator(node):
+            continue
+        # Of several quantizers, one that has more to say than that it has no pattern says it.
+        if state.ledger.reason_of(node) in (None, _NO_PATTERN.reason):
+            why = state.left_float.get(node.target, _NO_PATTERN)
+            state.ledger.missed(why.reason, node, why.detail)

@@ -9,6 +9,7 @@ import attrs
 from ..ir.quantizer import Quantizer
 from ..matchers.operator_pattern import OperatorPattern
 from ..passes.pipeline import Pipeline
+from .by_hand import ByHand
 from .capabilities import Capabilities, Preset, capabilities_of
 
 __all__ = ["Backend"]
@@ -30,7 +31,10 @@ class Backend:
             for it.
         presets: the configurations that its quantizer may be given, by name.
         device: type of the device that its kernels run on, None for any.
+        architecture: of the processors that its kernels are for, None for any that the device may have: two
+            backends of one device type whose architectures differ have no machine in common.
         is_available: whether they run on this machine.
+        by_hand: what its quantizer annotates without a pattern.
         parts: of a composition, the backends that it is made of.
     """
 
@@ -44,11 +48,18 @@ class Backend:
     prepare_qat: Pipeline | None = None
     presets: tuple[Preset, ...] = ()
     device: str | None = None
+    architecture: str | None = None
     is_available: Callable[[], bool] = lambda: True
+    by_hand: tuple[ByHand, ...] = ()
     parts: tuple[Backend, ...] = ()
 
     def capabilities(self) -> Capabilities:
-        """What it can quantize: a cell for each pattern under each preset, of its parts if it has any."""
+        """What it can quantize: a cell for each pattern, and each ``by_hand``, under each preset.
+
+        Of a composition, the cells of its parts.
+        """
         if self.parts:
             return Capabilities(tuple(cell for part in self.parts for cell in part.capabilities()))
-        return capabilities_of(self.name, self.patterns, self.presets, is_lowered=self.lower is not None)
+        return capabilities_of(
+            self.name, (*self.patterns, *self.by_hand), self.presets, is_lowered=self.lower is not None
+        )

@@ -9,6 +9,7 @@ import torch
 
 from ..ir.specs import QuantizationConfig, storage_dtype
 from ..matchers.operator_pattern import Mode, OperatorPattern, Role, Sharing
+from .by_hand import ByHand
 
 __all__ = ["Capabilities", "Capability", "Preset", "capabilities_of", "mode_of"]
 
@@ -109,7 +110,7 @@ class Capabilities:
 
 
 def capabilities_of(
-    backend: str, patterns: Iterable[OperatorPattern], presets: Iterable[Preset], *, is_lowered: bool
+    backend: str, patterns: Iterable[OperatorPattern | ByHand], presets: Iterable[Preset], *, is_lowered: bool
 ) -> Capabilities:
     """The table of a backend; ``is_lowered`` where its models are lowered here."""
     configs = [(preset.name, preset.config()) for preset in presets]
@@ -133,16 +134,24 @@ def mode_of(config: QuantizationConfig) -> Mode:
 
 
 def _cell(
-    backend: str, pattern: OperatorPattern, preset: str, config: QuantizationConfig, *, is_lowered: bool
+    backend: str,
+    pattern: OperatorPattern | ByHand,
+    preset: str,
+    config: QuantizationConfig,
+    *,
+    is_lowered: bool,
 ) -> Capability:
     mode = mode_of(config)
-    kernel = pattern.kernel
-    lowering = kernel.name if kernel is not None else "the compiler" if is_lowered else "handed over"
     supported = mode in pattern.modes
     activation, weight, output = config.input_activation, config.weight, config.output_activation
-    has_weight = Role.WEIGHT in pattern.roles
-    if pattern.sharing is Sharing.SAME_AS_INPUT:
-        output = activation
+    kernel, has_weight = None, False
+    if isinstance(pattern, ByHand):
+        output = None
+    else:
+        kernel, has_weight = pattern.kernel, Role.WEIGHT in pattern.roles
+        if pattern.sharing is Sharing.SAME_AS_INPUT:
+            output = activation
+    lowering = kernel.name if kernel is not None else "the compiler" if is_lowered else "handed over"
     return Capability(
         backend,
         pattern.name,

@@ -9,7 +9,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import attrs
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, GraphInputError, PipelineError, UnsupportedError
+from ..errors import AnnotationError, GraphInputError, PipelineError, SpecError, UnsupportedError
 from ..ir.annotation import QuantizationAnnotation, get_annotation
 from ..ir.ledger import Ledger
 from ..ir.location import locate
@@ -80,7 +80,12 @@ class ComposableQuantizer(Quantizer):
         return Capabilities(tuple(dict.fromkeys(cells)))
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Let each transform the model, in order."""
+        """Let each transform the model, in order.
+
+        Raises:
+            SpecError: some are set up for training, and others for calibration.
+        """
+        _check_mode(self.quantizers)
         for quantizer in self.quantizers:
             returned = quantizer.transform_for_annotation(model)
             _check_returned(model, returned, quantizer, "transform_for_annotation")
@@ -133,6 +138,20 @@ class _Copy:
         return cls(inputs, annotation.output_qspec, annotation.allow_implicit_sharing)
 
 
+def _check_mode(quantizers: Sequence[Quantizer]) -> None:
+    """One model is trained or calibrated; who is set up for weights alone takes part in both."""
+    modes: dict[bool, str] = {}
+    for quantizer in quantizers:
+        is_qat = getattr(quantizer, "is_qat", None)
+        if is_qat is not None:
+            modes.setdefault(bool(is_qat), type(quantizer).__name__)
+    if len(modes) == 2:
+        raise SpecError(
+            f"a QAT configuration of {modes[True]} is mixed with a PTQ one of {modes[False]}",
+            hint="use one mode for the whole model; None leaves parts of it float",
+        )
+
+
 def _check_returned(
     model: GraphModule, returned: GraphModule | None, quantizer: Quantizer, step: str
 ) -> None:
@@ -180,6 +199,7 @@ def compose_backends(*backends: Backend) -> Backend:
     lowered_by = [f"{backend.name}: {backend.lowered_by}" for backend in backends if backend.lowered_by]
     qat = {id(b.prepare_qat): b.prepare_qat for b in backends if b.prepare_qat is not None}
     devices = dict.fromkeys(backend.device for backend in backends if backend.device is not None)
+    architectures = dict.fromkeys(b.architecture for b in backends if b.architecture is not None)
     return Backend(
         name="+".join(backend.name for backend in backends),
         patterns=tuple(pattern for backend in backends for pattern in backend.patterns),
@@ -190,7 +210,9 @@ def compose_backends(*backends: Backend) -> Backend:
         lowered_by="; ".join(lowered_by),
         prepare_qat=next(iter(qat.values()), None),
         device=next(iter(devices), None),
+        architecture=next(iter(architectures), None),
         is_available=lambda: all(backend.is_available() for backend in backends),
+        by_hand=tuple(each for backend in backends for each in backend.by_hand),
         parts=backends,
     )
 
@@ -209,4 +231,10 @@ def _check_composable(first: Backend, other: Backend) -> None:
             f"the backends {first.name} and {other.name} run on different devices: {first.device} and "
             f"{other.device}",
             hint="prepare a model for each device",
+        )
+    ours, theirs = first.architecture, other.architecture
+    if ours is not None and theirs is not None and ours != theirs:
+        raise PipelineError(
+            f"the backends {first.name} and {other.name} run on different processors: {ours} and {theirs}",
+            hint="prepare a model for each machine",
         )

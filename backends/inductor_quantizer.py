@@ -29,7 +29,7 @@ class InductorQuantizer(PatternQuantizer):
 
     A module name wins over a module type, that over a function type, and that over the global configuration.
     None leaves the operators selected float. A setting that selects no operator of the model is an error when
-    the model is prepared.
+    the model is prepared; one that decides about nothing that could be quantized is a warning.
     """
 
     set_function_type_qconfig = PatternQuantizer.set_function_type

@@ -22,20 +22,21 @@ from torch.fx import Graph, Node
 from ..ir.annotation import QuantizationAnnotation, get_annotation, is_annotated, set_annotation
 from ..ir.attributes import is_constant
 from ..ir.batch_norm import NotFoldable
+from ..ir.ledger import Ledger
 from ..ir.points import map_points
 from ..ir.schema import argument
 from ..ir.specs import EdgeOrNode, QuantizationSpecBase
 from ..ir.train_eval import DROPOUTS
-from ..passes.qat.fuse_conv_bn import fusable_norm
+from ..passes.qat.fuse_conv_bn import explain_fused, fusable_norm
 
 __all__ = ["annotate_as_inference"]
 
 
-def annotate_as_inference(graph: Graph, annotate: Callable[[Graph], None]) -> None:
+def annotate_as_inference(graph: Graph, annotate: Callable[[Graph], None], ledger: Ledger) -> None:
     """Let ``annotate`` work on ``graph`` as if it had no BatchNorms and dropouts but those that stay.
 
     BatchNorms stay that cannot be fused, and dropouts that several operators read, whose edges would become
-    one edge here.
+    one edge here. What becomes of those that ``annotate`` does not see is entered in ``ledger``.
     """
     norms, dropouts = _fusable_norms(graph), _private_dropouts(graph)
     if not (norms or dropouts):
@@ -58,6 +59,10 @@ def annotate_as_inference(graph: Graph, annotate: Callable[[Graph], None]) -> No
     before = {copied for copied in copies.values() if is_annotated(copied)}
     _rename_sources(copies, {norm: conv for conv, norm in norms.items()}, dropouts)
     annotate(copy)
+    for conv, norm in norms.items():
+        explain_fused(norm, conv, ledger)
+    for dropout in dropouts:
+        ledger.missed("training-only", dropout, "inference does not have it")
     original = {copied: node for node, copied in copies.items()}
     _CarryOver(original, norms, entries).carry(before)
 

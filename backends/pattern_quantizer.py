@@ -14,6 +14,7 @@ from ..ir.quantizer import Quantizer
 from ..ir.specs import QuantizationConfig
 from ..matchers.operator_pattern import OperatorPattern, Refusal
 from .annotation import annotate_patterns
+from .by_hand import ByHand
 from .capabilities import Capabilities
 from .registry import get_backend
 from .selection import ConfigSelection
@@ -34,12 +35,14 @@ class PatternQuantizer(Quantizer):
 
     A module name wins over a module type, that over a function type, and that over the global configuration.
     None leaves the operators selected float. A setting that selects no operator of the model is an error when
-    the model is prepared.
+    the model is prepared; one that decides about nothing that could be quantized is a warning.
     """
 
     backend_name: ClassVar[str | None] = None
     """The registered backend that models prepared with it are for."""
     patterns: ClassVar[tuple[OperatorPattern, ...]] = ()
+    by_hand: ClassVar[tuple[ByHand, ...]] = ()
+    """What is annotated without a pattern, before the patterns."""
     left_float: ClassVar[Mapping[Any, Refusal]] = {}
     """Why the backend has no pattern for an operator, where that is worth more than ``no-pattern``."""
 
@@ -89,6 +92,11 @@ class PatternQuantizer(Quantizer):
         self._selection.set_module_name(module_name, quantization_config)
         return self
 
+    @property
+    def is_qat(self) -> bool | None:
+        """Whether it is set up for training; None where nothing that is says so, as weights alone do not."""
+        return self._selection.is_qat
+
     def quantization_capabilities(self) -> Capabilities:
         """What its backend can quantize, whatever is configured.
 
@@ -107,7 +115,17 @@ class PatternQuantizer(Quantizer):
         self._ledger = ledger
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the operators that the patterns describe."""
-        self._selection.check_selectors(model.graph)
-        annotate_patterns(model.graph, self.patterns, self._selection.of, self._ledger, self.left_float)
+        """Annotate the operators that the patterns describe, and what is annotated by hand.
+
+        Raises:
+            UnknownNameError: a setting selects no operator; the hint has the nearest names.
+
+        Warns with IneffectiveSettingWarning of settings that decide about nothing that could be quantized.
+        """
+        selection, graph = self._selection, model.graph
+        selection.check_selectors(graph)
+        for each in self.by_hand:
+            each.annotate(graph, selection.of, self._ledger)
+        annotate_patterns(graph, self.patterns, selection.of, self._ledger, self.left_float)
+        selection.warn_of_idle_selectors(graph)
         return model

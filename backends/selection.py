@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ import torch
 from torch._ops import OpOverloadPacket  # the class of every ATen operator has no public name
 from torch.fx import Graph, Node
 
-from ..errors import SpecError, UnknownNameError
+from ..errors import IneffectiveSettingWarning, SpecError, UnknownNameError
+from ..ir.canonical_operators import canonical_name
 from ..ir.location import ModuleCall, module_stack
 from ..ir.schema import OpOverload, operator_name
 from ..ir.specs import QuantizationConfig
@@ -49,6 +51,9 @@ class _Selector:
     name: str
     config: QuantizationConfig | None
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
     def selects(self, node: Node, stack: list[ModuleCall]) -> bool:
         if self.kind == "function type":
             return isinstance(node.target, OpOverload) and operator_name(node.target)[1] == self.name
@@ -67,6 +72,8 @@ class ConfigSelection:
 
     _default: QuantizationConfig | None = None
     _selectors: dict[tuple[_Kind, str], _Selector] = attrs.Factory(dict)
+    _decided: dict[tuple[_Kind, str], None] = attrs.Factory(dict)
+    """The settings that an operator was given its configuration by, since the last check of all."""
 
     def set_global(self, config: QuantizationConfig | None) -> None:
         """Set what applies where nothing else does."""
@@ -75,16 +82,17 @@ class ConfigSelection:
 
     def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
         """Set what applies to the operator that ``function`` exports as, also inside modules."""
-        self._set("function type", operator_of_function(function), config)
+        self._set("function type", canonical_name(operator_of_function(function)), config)
 
     def set_operator(
         self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None
     ) -> None:
         """Set what applies to an ATen operator: ``set_function_type`` by another name.
 
-        Operators are canonical when they are selected, so an in-place one means its functional form.
+        Operators are canonical when they are selected, so an in-place one means its functional form, and
+        one of several names of an operator means them all.
         """
-        self._set("function type", str(operator).split(".")[1].rstrip("_"), config)
+        self._set("function type", canonical_name(str(operator).split(".")[1]), config)
 
     def set_module_type(self, module_type: type, config: QuantizationConfig | None) -> None:
         """Set what applies to everything in modules of this class."""
@@ -125,19 +133,26 @@ class ConfigSelection:
                 hint="use one mode for the whole model; None leaves parts of it float",
             )
 
+    @property
+    def is_qat(self) -> bool | None:
+        """Whether the configurations are for training; None where none has activations in low precision."""
+        configs = (self._default, *(selector.config for selector in self._selectors.values()))
+        active = [config for config in configs if config is not None and config.input_activation is not None]
+        return active[0].is_qat if active else None
+
     def of(self, nodes: tuple[Node, ...]) -> QuantizationConfig | None:
         """The configuration for operators that are quantized as one; None leaves them float.
 
         The first decides. The others follow it, unless a setting other than the global one says otherwise
         about them: then they do not belong together, and the answer is None.
         """
-        leader = self._explicit(nodes[0])
+        leader, *others = map(self._explicit, nodes)
         config = self._default if leader is None else leader.config
-        for node in nodes[1:]:
-            explicit = self._explicit(node)
-            if explicit is not None and explicit.config != config:
-                return None
-        return config
+        for selector in (leader, *others):
+            if selector is not None:
+                self._decided[selector.kind, selector.name] = None
+        agree = all(selector is None or selector.config == config for selector in others)
+        return config if agree else None
 
     def _explicit(self, node: Node) -> _Selector | None:
         stack = module_stack(node.meta) if self._selectors else []
@@ -145,17 +160,50 @@ class ConfigSelection:
         return max(applying, key=lambda s: _strength(s, stack), default=None)
 
     def check_selectors(self, graph: Graph) -> None:
-        """See that every setting selects something.
+        """See that every setting selects something, before operators are asked about.
 
         Raises:
             UnknownNameError: one does not; the hint has the nearest names of the model.
         """
-        if not self._selectors:
-            return
-        nodes = [(node, module_stack(node.meta)) for node in graph.nodes if node.op == "call_function"]
+        self._decided.clear()
+        nodes = _with_stacks(graph) if self._selectors else []
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
                 raise _selects_nothing(selector, nodes)
+
+    def warn_of_idle_selectors(self, graph: Graph) -> None:
+        """Warn with IneffectiveSettingWarning of settings that decided about no operator asked about.
+
+        What stays float by itself may be said to stay float.
+        """
+        idle = [selector for key, selector in self._selectors.items() if key not in self._decided]
+        nodes = _with_stacks(graph) if idle else []
+        for selector in idle:
+            selected = [node for node, stack in nodes if selector.selects(node, stack)]
+            stronger = [s for n in selected if (s := self._explicit(n)) is not None and s is not selector]
+            if stronger and len(stronger) == len(selected):
+                why = f"settings that count more are about the same operators: {_listed(map(str, stronger))}"
+            elif selector.config is not None:
+                operators = _listed(map(_called, selected))
+                why = f"nothing here has a pattern of the backend, or it is annotated already: {operators}"
+            else:
+                continue
+            text = f"the setting for {selector} changes nothing: {why}"
+            warnings.warn(IneffectiveSettingWarning(text), stacklevel=2)
+
+
+def _with_stacks(graph: Graph) -> list[tuple[Node, list[ModuleCall]]]:
+    return [(node, module_stack(node.meta)) for node in graph.nodes if node.op == "call_function"]
+
+
+def _called(node: Node) -> str:
+    return operator_name(node.target)[1] if isinstance(node.target, OpOverload) else str(node.target)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few of ``names``, each once."""
+    first, more = (unique := list(dict.fromkeys(names)))[:4], len(unique) > 4
+    return ", ".join(first) + ", …" * more
 
 
 def _strength(selector: _Selector, stack: list[ModuleCall]) -> tuple[int, int]:
@@ -177,7 +225,7 @@ def _selects_nothing(selector: _Selector, nodes: list[tuple[Node, list[ModuleCal
     known = sorted(set(_names(selector.kind, nodes)))
     near = difflib.get_close_matches(selector.name, known, n=3, cutoff=0.4)
     return UnknownNameError(
-        f"the setting for {selector.kind} {selector.name!r} selects no operator of the model",
+        f"the setting for {selector} selects no operator of the model",
         hint=f"the nearest: {', '.join(near)}" if near else f"the model has: {', '.join(known) or 'none'}",
     )
 

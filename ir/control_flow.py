@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import attrs
-import torch
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from .attributes import get_attribute
 from .ledger import Ledger
+from .operators import is_float_operator
 from .schema import HigherOrderOperator
 
 __all__ = ["BodyOperator", "body_operators", "explain_bodies"]
@@ -55,8 +54,7 @@ def explain_bodies(gm: GraphModule, ledger: Ledger) -> None:
     it is the same at every call, is not for the body to say.
     """
     for operator in body_operators(gm):
-        values = pytree.tree_leaves(operator.node.meta.get("val"))
-        if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values):
+        if is_float_operator(operator.node):
             detail = (
                 f"in a body of {operator.caller.target} (%{operator.caller.name}), which no pass goes into"
             )

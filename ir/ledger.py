@@ -6,6 +6,7 @@ Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -32,6 +33,7 @@ class Decision:
         source: source line of the user's model.
         intended: whether it reads a tensor in low precision, or did once it was annotated.
         kernel: what it runs on in low precision, once it is lowered.
+        runs_at: name of the node that calls the kernel.
     """
 
     node: str
@@ -43,6 +45,7 @@ class Decision:
     source: str = ""
     intended: bool = False
     kernel: str = ""
+    runs_at: str = ""
 
 
 @attrs.frozen
@@ -57,6 +60,7 @@ class _Entry:
     origin: dict[str, Any]
     intended: bool
     kernel: str
+    runs_at: str = ""
 
     def decision(self) -> Decision:
         return Decision(
@@ -69,6 +73,7 @@ class _Entry:
             source=source_line(self.origin),
             intended=self.intended,
             kernel=self.kernel,
+            runs_at=self.runs_at,
         )
 
 
@@ -81,6 +86,7 @@ class _Said:
     detail: str
     intended: bool
     kernel: str = ""
+    runs_at: str = ""
 
 
 @attrs.define
@@ -90,10 +96,17 @@ class Ledger:
     _entries: dict[str, _Entry] = attrs.Factory(dict)
 
     def quantized(
-        self, node: Node, pattern: str, detail: str = "", *, intended: bool = False, kernel: str = ""
+        self,
+        node: Node,
+        pattern: str,
+        detail: str = "",
+        *,
+        intended: bool = False,
+        kernel: str = "",
+        runs_at: str = "",
     ) -> None:
         """``node`` will run in low precision as part of ``pattern``; the rest as in :class:`Decision`."""
-        self._write(node, _Said("quantized", pattern, detail, intended, kernel))
+        self._write(node, _Said("quantized", pattern, detail, intended, kernel, runs_at))
 
     def missed(
         self,
@@ -125,7 +138,15 @@ class Ledger:
         before = self._entries.get(name)
         intended = said.intended or (before is not None and before.intended)
         self._entries[name] = _Entry(
-            name, str(node.target), said.status, said.reason, said.detail, origin, intended, said.kernel
+            name,
+            str(node.target),
+            said.status,
+            said.reason,
+            said.detail,
+            origin,
+            intended,
+            said.kernel,
+            said.runs_at,
         )
 
     def __contains__(self, node: Node) -> bool:
@@ -136,11 +157,25 @@ class Ledger:
         entry = self._entries.get(node.name)
         return entry is not None and entry.status == "quantized"
 
+    def reason_of(self, node: Node) -> str | None:
+        """The reason of the latest entry about ``node``, or None."""
+        entry = self._entries.get(node.name)
+        return None if entry is None else entry.reason
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all decisions but those about the nodes ``names``, and put these in their order."""
+        self._entries = {name: self._entries[name] for name in names}
+
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""
         return Ledger(dict(self._entries))
 
     @property
+    def entries(self) -> tuple[_Entry, ...]:
+        """What :attr:`decisions` is made of; source lines, which take a while, are not looked up."""
+        return tuple(self._entries.values())
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
-        """All decisions, in the order the nodes were first met."""
+        """All decisions, in graph order once ``annotate`` is through, before that as nodes are first met."""
         return tuple(entry.decision() for entry in self._entries.values())

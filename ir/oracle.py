@@ -1,6 +1,6 @@
 """The numeric oracle: what a graph means, computed in float64.
 
-Every float tensor is float64 while the graph runs, integers are what they are. Sums of products of integers
+All floats are computed in float64, integers are what they are. Sums of products of integers
 are then exact up to 2^53, and real arithmetic is exact but for the last of 53 bits, so two graphs that mean
 the same agree to many more digits than float32 has: what they differ by is a difference of meaning, or of
 the rounding of constants that passes computed.
@@ -12,9 +12,10 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import attrs
 import torch
 from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError
@@ -25,7 +26,7 @@ from .schema import HigherOrderOperator, OpOverload, operator_name
 from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from .verifiers import is_observer
 
-__all__ = ["Observers", "Recall", "Watch", "run_exactly"]
+__all__ = ["Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of"]
 
 _aten = torch.ops.aten
 
@@ -45,12 +46,57 @@ Recall: TypeAlias = Callable[[Node], Any]
 """The value of a node if it need not be computed; ``NotImplemented`` if it must."""
 
 
+@attrs.frozen(eq=False)
+class Memory:
+    """What quantizing and dequantizing made of tensors: of one tensor, by equal parameters, it is the same.
+
+    Shared by runs of a graph in which observers mean quantization and of the graph that conversion writes of
+    it, this leaves one quantization of each weight.
+    """
+
+    _found: dict[tuple[object, int, int], tuple[torch.Tensor, tuple[Any, ...], torch.Tensor, int]] = (
+        attrs.field(factory=dict, init=False)
+    )
+
+    def compute(self, target: Any, x: torch.Tensor, *parameters: Any) -> torch.Tensor:
+        """The meaning of ``target``, called with ``x`` and ``parameters``."""
+        # How often either was written to in place tells whether it still is what it was.
+        key = (target, id(x), version_of(x))
+        known = self._found.get(key)
+        if known is not None:
+            _, old, result, version = known
+            if (
+                version_of(result) == version
+                and len(old) == len(parameters)
+                and all(map(_same, old, parameters))
+            ):
+                return result
+        result = _MEANINGS[target](x, *parameters)
+        # Kept with x: while it lives, no other tensor has its id.
+        self._found[key] = (x, parameters, result, version_of(result))
+        return result
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often ``tensor`` was written to in place; those made in inference mode never are."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one is other or (one.dtype is other.dtype and torch.equal(one, other))
+    return type(one) is type(other) and one == other
+
+
 def run_exactly(
     gm: GraphModule,
     *inputs: Any,
     observers: Observers = Observers.IDENTITY,
     watch: Watch | None = None,
     recall: Recall | None = None,
+    memory: Memory | None = None,
 ) -> Any:
     """What ``gm`` returns for ``inputs``, computed in float64. Nothing of ``gm`` or ``inputs`` is changed.
 
@@ -58,6 +104,7 @@ def run_exactly(
       graph runs. Dequantize is exact.
     - Casts among float dtypes change nothing, save ``convert_element_type``: it is how a graph rounds to
       float16 or bfloat16 on purpose.
+    - Dropout that trains drops elements by their place, the same in every run.
     - Parameters of dynamic quantization are found by the operator that finds them in float32.
     - Operators other than ATen's, such as the kernels of lowered graphs, run as they are, in the dtypes they
       were made for.
@@ -68,6 +115,7 @@ def run_exactly(
         observers: what observers mean.
         watch: sees the values of all nodes of ``gm`` itself, in order.
         recall: knows values of nodes of ``gm`` itself from a run before.
+        memory: of runs before, if they met the same tensors.
 
     Returns:
         What ``forward`` returns; its float tensors are float64.
@@ -76,12 +124,15 @@ def run_exactly(
         UnsupportedError: the graph calls a module that is no observer.
     """
     with torch.no_grad():
-        return _Oracle(gm, observers, watch, recall).run(*pytree.tree_map(_exact_copy, inputs))
+        oracle = _Oracle(gm, observers, watch, recall, memory or Memory())
+        return oracle.run(*pytree.tree_map(_exact_copy, inputs))
 
 
 def _exact(value: Any) -> Any:
     """``value``, its float tensors in float64."""
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    return pytree.tree_map_only(torch.Tensor, _exact, value)
 
 
 def _exact_copy(value: Any) -> Any:
@@ -90,21 +141,29 @@ def _exact_copy(value: Any) -> Any:
     return value.detach().to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)
 
 
-def _exact_dtype(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+def _exact_argument(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    return _exact(value) if isinstance(value, torch.Tensor) else value
 
 
 class _Oracle(Interpreter):
     """Runs a graph in float64."""
 
     def __init__(
-        self, gm: GraphModule, observers: Observers, watch: Watch | None, recall: Recall | None
+        self,
+        gm: GraphModule,
+        observers: Observers,
+        watch: Watch | None,
+        recall: Recall | None,
+        memory: Memory,
     ) -> None:
         super().__init__(gm)
         self._gm = gm
         self._observers = observers
         self._watch = watch
         self._recall = recall
+        self._memory = memory
         self._qparams: dict[int, Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -120,6 +179,8 @@ class _Oracle(Interpreter):
                 return self._module(node)
             case "call_function":
                 return self._call(node)
+            case "output":
+                return _exact(super().run_node(node))
             case _:
                 return super().run_node(node)
 
@@ -129,10 +190,13 @@ class _Oracle(Interpreter):
         if meaning is None and isinstance(target, OpOverload) and operator_name(target)[0] != "aten":
             return _exact(self._as_it_is(node))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if target in _REMEMBERED:
+            return self._memory.compute(target, *args)
         if meaning is not None:
             return meaning(*args)
-        if not isinstance(target, HigherOrderOperator):
-            args, kwargs = pytree.tree_map(_exact_dtype, (args, kwargs))
+        if isinstance(target, HigherOrderOperator):
+            return _exact(target(*_exact(args), **_exact(kwargs)))
+        args, kwargs = map_aggregate((args, kwargs), _exact_argument)
         return _exact(target(*args, **kwargs))
 
     def _as_it_is(self, node: Node) -> Any:
@@ -152,9 +216,10 @@ class _Oracle(Interpreter):
         value = get_attribute(self._gm, str(node.target))
         if isinstance(value, GraphModule):
             # The body of a control flow operator.
-            return lambda *inputs: _Oracle(value, self._observers, None, None).run(*inputs)
+            return lambda *inputs: _Oracle(value, self._observers, None, None, Memory()).run(*inputs)
         if isinstance(value, torch.Tensor) and is_constant(node):
-            return _exact(value.detach())
+            # In float64 where something is computed of it: a weight that is only quantized never is.
+            return value.detach()
         return _exact_copy(value)
 
     def _module(self, node: Node) -> Any:
@@ -179,29 +244,34 @@ class _Oracle(Interpreter):
         low, high = observer.quant_min, observer.quant_max
         if held is not None:
             low, high = (held[0] if low is None else low), (held[1] if high is None else high)
+        limits = (low, high, dtype)
         if getattr(observer, "is_dynamic", False):
             symmetric = observer.qscheme == torch.per_tensor_symmetric
             eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
             choose = qd.CHOOSE_QPARAMS_SYMMETRIC if symmetric else qd.CHOOSE_QPARAMS
-            scale, zero_point = choose(x.float(), low, high, eps, dtype)
-            quantized = qd.QUANTIZE_PER_TENSOR_DYNAMIC(x.float(), scale, zero_point, low, high, dtype)
-            return _dequantize(quantized, scale, zero_point)
-        if id(observer) not in self._qparams:
-            # The search for a histogram's range takes a while.
-            self._qparams[id(observer)] = observer.calculate_qparams()
-        scale, zero_point = self._qparams[id(observer)]
-        if observer.qscheme in PER_CHANNEL_QSCHEMES:
-            axis = observer.ch_axis
-            quantized = qd.QUANTIZE_PER_CHANNEL(x.float(), scale, zero_point, axis, low, high, dtype)
-            return _dequantize(quantized, scale, zero_point, axis)
-        quantized = qd.QUANTIZE_PER_TENSOR(x.float(), float(scale), int(zero_point), low, high, dtype)
-        return _dequantize(quantized, scale, zero_point)
+            parameters = (*choose(x.float(), low, high, eps, dtype), *limits)
+            pair = (qd.QUANTIZE_PER_TENSOR_DYNAMIC, qd.DEQUANTIZE_PER_TENSOR_DYNAMIC)
+        else:
+            if id(observer) not in self._qparams:
+                # The search for a histogram's range takes a while.
+                self._qparams[id(observer)] = observer.calculate_qparams()
+            scale, zero_point = self._qparams[id(observer)]
+            if observer.qscheme in PER_CHANNEL_QSCHEMES:
+                parameters = (scale, zero_point, observer.ch_axis, *limits)
+                pair = (qd.QUANTIZE_PER_CHANNEL, qd.DEQUANTIZE_PER_CHANNEL)
+            else:
+                parameters = (float(scale), int(zero_point), *limits)
+                pair = (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR)
+        quantize, dequantize = pair
+        return self._memory.compute(dequantize, self._memory.compute(quantize, x, *parameters), *parameters)
 
 
 def _dequantize(q: torch.Tensor, scale: Any, zero_point: Any, axis: int | None = None) -> torch.Tensor:
-    scale, zero_point = (_spread(p, q.dim(), axis) for p in (scale, zero_point))
-    # In place, as weights are large.
-    return q.double().sub_(zero_point).mul_(scale)
+    # In place and no more often than need be, as weights are large.
+    result = q.double()
+    if not isinstance(zero_point, torch.Tensor) or zero_point.any():
+        result.sub_(_spread(zero_point, q.dim(), axis))
+    return result.mul_(_spread(scale, q.dim(), axis))
 
 
 def _spread(parameter: Any, dimensions: int, axis: int | None) -> Any:
@@ -224,6 +294,17 @@ def _nothing(*_: object) -> None:
     return None
 
 
+_GOLDEN: Final = 5**0.5 / 2 - 0.5
+
+
+def _dropout(x: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    # Nothing is drawn at random, so that runs can be compared: multiples of the golden ratio spread evenly.
+    if not train or p == 0.0:
+        return x
+    kept = (torch.arange(x.numel(), dtype=torch.float64, device=x.device) * _GOLDEN).frac_().view(x.shape) >= p
+    return x.double() * kept / (1.0 - p) if p < 1.0 else x.double() * 0.0
+
+
 _MEANINGS: Final[Mapping[object, Callable[..., Any]]] = {
     qd.QUANTIZE_PER_TENSOR: lambda x, *rest: qd.QUANTIZE_PER_TENSOR(x.float(), *rest),
     qd.QUANTIZE_PER_TENSOR_DYNAMIC: lambda x, *rest: qd.QUANTIZE_PER_TENSOR_DYNAMIC(x.float(), *rest),
@@ -234,8 +315,11 @@ _MEANINGS: Final[Mapping[object, Callable[..., Any]]] = {
     qd.CHOOSE_QPARAMS: _choose(qd.CHOOSE_QPARAMS),
     qd.CHOOSE_QPARAMS_SYMMETRIC: _choose(qd.CHOOSE_QPARAMS_SYMMETRIC),
     qd.CONVERT_ELEMENT_TYPE: _rounded,
+    _aten.dropout.default: _dropout,
     # Checks of dtypes, which are others here, and of sizes, which the run itself finds.
     _aten._assert_tensor_metadata.default: _nothing,
     _aten._assert_scalar.default: _nothing,
 }
 """What operators mean that do not simply run in float64; called with the positional arguments."""
+
+_REMEMBERED: Final = qd.QUANTIZE_OPS | qd.DEQUANTIZE_OPS

@@ -28,6 +28,7 @@ __all__ = [
     "Signature",
     "argument",
     "complete_arguments",
+    "has_complete_arguments",
     "is_composite",
     "operator_name",
     "schema_of",
@@ -133,6 +134,15 @@ def argument(node: Node, name: str) -> Argument:
     raise _missing(node, name)
 
 
+def has_complete_arguments(node: Node) -> bool:
+    """Whether the arguments of ``node`` are as :func:`complete_arguments` leaves them."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return True
+    sig = signature(target)
+    return len(node.args) == len(sig.positional) and tuple(node.kwargs) == sig.keyword_only
+
+
 def complete_arguments(node: Node) -> bool:
     """Make the arguments of an ATen call complete; say whether anything changed.
 
@@ -144,14 +154,10 @@ def complete_arguments(node: Node) -> bool:
         GraphInputError: a required argument is missing.
     """
     target = node.target
-    if not isinstance(target, OpOverload):
+    if has_complete_arguments(node) or not isinstance(target, OpOverload):
         return False
     sig = signature(target)
-    args, kwargs = node.args, node.kwargs
-    if len(args) == len(sig.positional) and tuple(kwargs) == sig.keyword_only:
-        return False
-
-    given = {**dict(zip(sig.positional, args, strict=False)), **kwargs}
+    given = {**dict(zip(sig.positional, node.args, strict=False)), **node.kwargs}
     complete: dict[str, Argument] = {}
     for name in (*sig.positional, *sig.keyword_only):
         if name in given:

@@ -19,7 +19,7 @@ from .meta import REFERENCE_KEY
 from .points import annotated_points
 from .stages import Stage
 
-__all__ = ["is_observer", "verify"]
+__all__ = ["broken_rules", "is_observer", "stage_error", "verify"]
 
 _MOST_SHOWN = 5
 _OUT_DTYPE = torch.ops.higher_order.out_dtype
@@ -47,6 +47,17 @@ def verify(gm: GraphModule, stage: Stage) -> None:
         StageError: the broken rules, each with its node.
         AnnotationError: an annotation on an edge that does not exist.
     """
+    problems = broken_rules(gm, stage)
+    if problems:
+        raise stage_error(problems, stage)
+
+
+def broken_rules(gm: GraphModule, stage: Stage) -> list[tuple[Node, str]]:
+    """The rules of ``stage`` that ``gm`` breaks, each with its node.
+
+    Raises:
+        AnnotationError: an annotation on an edge that does not exist.
+    """
     problems = list(_structure(gm, set()))
     if stage is Stage.ANNOTATED and not problems:
         annotated_points(gm.graph)
@@ -56,14 +67,18 @@ def verify(gm: GraphModule, stage: Stage) -> None:
         problems += _quantized(gm)
     if stage is Stage.REFERENCE:
         problems += _reference(gm)
-    if problems:
-        (node, text), *others = problems
-        more = f" (and {len(others)} more)" if others else ""
-        raise StageError(
-            f"the graph breaks the rules of stage {stage.name} at %{node.name}: {text}{more}",
-            where=(*locate(node), *(f"{describe_node(n)}: {t}" for n, t in others[:_MOST_SHOWN])),
-            hint="the pass that ran last left it so; dump its diff with the DiffToFolder instrument",
-        )
+    return problems
+
+
+def stage_error(problems: list[tuple[Node, str]], stage: Stage) -> StageError:
+    """The error that says ``problems``, at least one."""
+    (node, text), *others = problems
+    more = f" (and {len(others)} more)" if others else ""
+    return StageError(
+        f"the graph breaks the rules of stage {stage.name} at %{node.name}: {text}{more}",
+        where=(*locate(node), *(f"{describe_node(n)}: {t}" for n, t in others[:_MOST_SHOWN])),
+        hint="the pass that ran last left it so; dump its diff with the DiffToFolder instrument",
+    )
 
 
 def is_observer(module: object) -> bool:

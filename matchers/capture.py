@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
+from ..ir.canonical_operators import use_canonical_operator
 from ..ir.clone import clone_graph_module
 from ..ir.location import locate
 from ..ir.schema import complete_arguments
@@ -101,7 +102,7 @@ def _export(function: Callable[..., Any], example_inputs: tuple[Any, ...]) -> Gr
 def canonical_pattern(gm: GraphModule) -> GraphModule:
     """A copy of an exported pattern in the form that the ``normalize`` pass gives to models.
 
-    Operators are functional and have all their arguments; there is no dead code and no check of the inputs.
+    Operators are canonical, functional and have all their arguments; there is no dead code and no check of the inputs.
     Unlike in a model, writes into inputs are made functional too: what a pattern takes is seldom the input of
     the whole graph. Tensors are shared with ``gm``.
 
@@ -114,6 +115,7 @@ def canonical_pattern(gm: GraphModule) -> GraphModule:
         graph.erase_node(node)
     for node in graph.nodes:
         complete_arguments(node)
+        use_canonical_operator(node)
     _make_functional(graph)
     graph.eliminate_dead_code()
     canonical.recompile()

@@ -42,12 +42,24 @@ from .operator_pattern import (
     Sharing,
 )
 
-__all__ = ["Lowered", "Refused", "replace_with_kernels"]
+__all__ = ["Allows", "Lowered", "Refused", "replace_with_kernels"]
 
+Allows = Callable[[OperatorPattern, KernelCall], bool]
+"""Called before each replacement, with the pattern and the place: whether it may be made."""
 Lowered = Callable[[OperatorPattern, KernelCall, Node], None]
 """Called for each replacement: the pattern, the place, the new node."""
 Refused = Callable[[OperatorPattern, KernelCall, Refusal], None]
 """Called where a guard or a kernel refuses a place: the pattern, the place, and why."""
+
+
+@attrs.frozen
+class _Caller:
+    """What is asked, and told, whoever has the kernels put in place."""
+
+    lowered: Lowered
+    refused: Refused
+    allows: Allows
+
 
 _MODES: Final[Mapping[tuple[Any, Any], Mode]] = {
     (qd.DEQUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_CHANNEL): Mode.STATIC,
@@ -68,7 +80,11 @@ _MODES_WITHOUT_WEIGHT: Final[Mapping[Any, Mode]] = {
 
 
 def replace_with_kernels(
-    gm: GraphModule, patterns: tuple[OperatorPattern, ...], lowered: Lowered, refused: Refused
+    gm: GraphModule,
+    patterns: tuple[OperatorPattern, ...],
+    lowered: Lowered,
+    refused: Refused,
+    allows: Allows,
 ) -> None:
     """Replace every occurrence of ``patterns`` in the Q/DQ graph ``gm`` by its kernel.
 
@@ -78,7 +94,7 @@ def replace_with_kernels(
     # The matcher tries every pattern at every node that one may end with: leave out those that cannot be.
     present = {node.target for node in gm.graph.nodes}
     possible = tuple(pattern for pattern in patterns if _operators(pattern) <= present)
-    _matcher_pass(possible, lowered, refused, written_later).apply(gm)
+    _matcher_pass(possible, _Caller(lowered, refused, allows), written_later).apply(gm)
     for node, target in written_later:
         node.target = target
     for node in gm.graph.nodes:
@@ -92,8 +108,7 @@ def _operators(pattern: OperatorPattern) -> set[Any]:
 
 def _matcher_pass(
     patterns: tuple[OperatorPattern, ...],
-    lowered: Lowered,
-    refused: Refused,
+    caller: _Caller,
     written_later: list[tuple[Node, Any]],
 ) -> PatternMatcherPass:
     matcher_pass = PatternMatcherPass(pass_name="lowbit_emit")
@@ -103,7 +118,7 @@ def _matcher_pass(
             if pattern.kernel is None or (pattern.sharing is Sharing.SAME_AS_INPUT and not with_quantize):
                 continue
             for expression in _expressions(pattern, with_quantize):
-                accepts, replace = _rule(pattern, with_quantize, lowered, refused, written_later)
+                accepts, replace = _rule(pattern, with_quantize, caller, written_later)
                 register = register_graph_pattern(expression, extra_check=accepts, pass_dict=matcher_pass)  # pyright: ignore[reportArgumentType]  (the alias of pass_dict is not exported)
                 register(replace)
     return matcher_pass
@@ -122,8 +137,7 @@ def _written_later(*arguments: object) -> None:
 def _rule(
     pattern: OperatorPattern,
     with_quantize: bool,
-    lowered: Lowered,
-    refused: Refused,
+    caller: _Caller,
     written_later: list[tuple[Node, Any]],
 ) -> tuple[Callable[[InductorMatch], bool], Callable[..., None]]:
     """What accepts a match of ``pattern``, and what replaces it."""
@@ -137,8 +151,8 @@ def _rule(
         reason = pattern.refusal(_occurrence(pattern, call, match))
         refusal = kernel.refuses(call) if reason is None else Refusal(reason)
         if refusal is not None:
-            refused(pattern, call, refusal)
-        return refusal is None
+            caller.refused(pattern, call, refusal)
+        return refusal is None and caller.allows(pattern, call)
 
     def replace(match: InductorMatch, *args: Any, **kwargs: Any) -> None:
         call = _kernel_call(pattern, match, with_quantize)
@@ -154,7 +168,7 @@ def _rule(
             node = node.next
         new.meta = {**call.output.meta, **new.meta, STANDS_FOR_KEY: call.output.name}
         call.output.replace_all_uses_with(new)
-        lowered(pattern, call, new)
+        caller.lowered(pattern, call, new)
         match.erase_nodes()
 
     return accepts, replace

@@ -57,6 +57,8 @@ class Search:
         self._bound: dict[Node, Node | None] = {}
         self._body: dict[Node, Node] = {}
         self._choices: list[_Choice] = []
+        self.reached = 0
+        """How many operators were bound at most where the search gave up."""
 
     def match_at(self, anchor: Node) -> Match | Miss:
         """Match the pattern where its anchor stands for ``anchor``; for one call on a new search."""
@@ -83,6 +85,7 @@ class Search:
                 return None
             if len(self._bound) > depth:
                 nearest, depth = miss, len(self._bound)
+                self.reached = len(self._body)
         self._undo(start)
         return nearest
 

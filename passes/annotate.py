@@ -9,10 +9,10 @@ import attrs
 from torch.fx import GraphModule
 
 from ..errors import AnnotationError, NothingQuantizedWarning, PipelineError
-from ..ir.control_flow import explain_bodies
 from ..ir.ledger import Ledger
 from ..ir.points import annotated_points
 from ..ir.quantizer import Quantizer
+from ..ir.settle import settle
 from ..ir.stages import Stage
 from .base import PassContext
 from .registry import register_pass
@@ -46,8 +46,9 @@ class Annotate:
         finally:
             # The ledger goes with this model; what the quantizer does afterwards is of another.
             quantizer.bind_ledger(Ledger())
-        explain_bodies(gm, context.ledger)
-        if not annotated_points(gm.graph):
+        points = annotated_points(gm.graph)
+        settle(gm, context.ledger)
+        if not points:
             warnings.warn(
                 NothingQuantizedWarning(
                     f"{type(quantizer).__name__} annotated no tensor: the model stays float. Is a "

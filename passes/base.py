@@ -17,14 +17,25 @@ enough::
             return bool(dropouts)
 
 The fields of the attrs class are the pass's options; they are what its text form shows.
+
+A pass that applies a rule at many places asks before each::
+
+            for node in dropouts:
+                if context.allows("drop", node):
+                    …
+
+Whoever looks for the application that breaks a model (:mod:`lowbit.tools.bisect`) lets the first *n* through
+and stops the pipeline behind the pass, so what is left undone need not keep the rules of the stage, but the
+graph must still run. A pass that does not ask is bisected as a whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..ir.ledger import Ledger
 from ..ir.quantizer import Quantizer
@@ -42,11 +53,25 @@ class PassContext:
         quantizer: who annotates; None in runs without an ``annotate`` pass.
         ledger: the decisions taken so far.
         patterns: what the backend can run, for passes that lower.
+        gate: asked by :meth:`allows`; None lets everything through.
     """
 
     quantizer: Quantizer | None = None
     ledger: Ledger = attrs.Factory(Ledger)
     patterns: tuple[OperatorPattern, ...] = ()
+    gate: Callable[[str, Node], bool] | None = None
+
+    def allows(self, rule: str, node: Node) -> bool:
+        """Whether the pass may apply ``rule`` at ``node``; to be asked right before every application.
+
+        Args:
+            rule: what is done, a kebab-case name that is unique in the pass.
+            node: where: the node that is rewritten, while it is still in the graph.
+
+        Returns:
+            False when ``node`` is to be left as it is. Once it was False, it is so for the rest of the pass.
+        """
+        return self.gate is None or self.gate(rule, node)
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ class DuplicateDequantize:
         """Duplicate in place."""
         own: dict[Node, dict[Node, Node]] = {}
         for node in list(gm.graph.nodes):
-            if is_dequantize(node):
+            if is_dequantize(node) and len(node.users) > 1 and context.allows("duplicate", node):
                 for user in list(node.users)[1:]:
                     # Beside the original, and so before the user.
                     with gm.graph.inserting_after(node):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from typing import ClassVar
 
 import attrs
-import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from ..errors import PipelineError
 from ..ir import quantized_decomposed as qd
 from ..ir.attributes import delete_unused
 from ..ir.control_flow import explain_bodies
 from ..ir.meta import KERNEL_KEY
+from ..ir.operators import is_float_operator, is_precision_change, maker
 from ..ir.schema import complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -61,6 +59,7 @@ class EmitInductor:
                     f"runs as {pattern.kernel.name}",
                     intended=_reads_low_precision(replaced_node),
                     kernel=pattern.kernel.name,
+                    runs_at=node.name,
                 )
 
         def refused(pattern: OperatorPattern, call: KernelCall, refusal: Refusal) -> None:
@@ -75,12 +74,15 @@ class EmitInductor:
                     intended = _reads_low_precision(left_node)
                     context.ledger.missed(refusal.reason, left_node, detail, intended=intended)
 
+        def allows(pattern: OperatorPattern, call: KernelCall) -> bool:
+            return context.allows(pattern.name, call.nodes[0])
+
         for node in gm.graph.nodes:
             # A program that was saved and loaded again has its trailing defaults left out.
             complete_arguments(node)
         _sink_dequantizes(gm.graph)
-        operators = [node for node in gm.graph.nodes if _is_float_operator(node)]
-        replace_with_kernels(gm, context.patterns, lowered, refused)
+        operators = [node for node in gm.graph.nodes if is_float_operator(node)]
+        replace_with_kernels(gm, context.patterns, lowered, refused, allows)
         left = set(gm.graph.nodes)
         _explain([node for node in operators if node in left], context)
         explain_bodies(gm, context.ledger)
@@ -103,28 +105,8 @@ def _sink_dequantizes(graph: Graph) -> None:
                 user.prepend(node)
 
 
-def _is_float_operator(node: Node) -> bool:
-    if node.op != "call_function" or _is_quantization(_maker(node)):
-        return False
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
-
-
-def _is_quantization(node: Node) -> bool:
-    """Whether ``node`` is how low precision is written, and no operator of the model."""
-    ways = (qd.CONVERT_ELEMENT_TYPE, *qd.CHOOSE_QPARAMS_OPS)
-    return qd.is_quantize(node) or qd.is_dequantize(node) or node.target in ways
-
-
 def _reads_low_precision(node: Node) -> bool:
-    return any(_is_quantization(source) for source in node.all_input_nodes)
-
-
-def _maker(node: Node) -> Node:
-    """The operator whose result ``node`` is, or picks one of."""
-    while node.target is operator.getitem and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node
+    return any(is_precision_change(source) for source in node.all_input_nodes)
 
 
 def _explain(left: list[Node], context: PassContext) -> None:
@@ -145,7 +127,7 @@ def _explain(left: list[Node], context: PassContext) -> None:
                 kernel="the compiler",
             )
         elif node not in context.ledger or context.ledger.says_quantized(node):
-            if _maker(node).target in known:
+            if maker(node).target in known:
                 context.ledger.missed("no-kernel", node, "no kernel takes it as it is quantized here")
             else:
                 context.ledger.missed("no-pattern", node, "the backend has no operator pattern for it")

@@ -14,7 +14,6 @@ deep model, and a contract is about one rewrite, not about all together.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -30,7 +29,7 @@ from ..ir.attributes import find_attribute, is_constant
 from ..ir.clone import clone_graph_module
 from ..ir.location import locate
 from ..ir.meta import QAT_KEY, STANDS_FOR_KEY
-from ..ir.oracle import Observers, run_exactly
+from ..ir.oracle import Memory, Observers, run_exactly, version_of
 from ..ir.schema import OpOverload, signature
 from ..ir.stages import Stage, get_stage
 from ..ir.train_eval import switch_to_evaluation
@@ -76,6 +75,8 @@ class Trace:
         results: the names of the nodes that the graph returns.
         observers: what observers meant.
         in_place: whether operators wrote in place, so that values may be others now than when they were read.
+        overwritten: the names of values that are.
+        memory: what was quantized, and is not to be again.
     """
 
     values: Mapping[str, Any]
@@ -84,6 +85,8 @@ class Trace:
     results: tuple[str, ...]
     observers: Observers
     in_place: bool
+    overwritten: frozenset[str]
+    memory: Memory
 
 
 def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> Trace:
@@ -95,13 +98,28 @@ def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> 
         gm = clone_graph_module(gm)
         switch_to_evaluation(gm)
     values: dict[str, Any] = {}
+    versions: dict[str, list[int]] = {}
+    writes, memory = _writes_in_place(gm), Memory()
 
     def watch(node: Node, value: Any) -> Any:
         values[node.name] = value
+        if writes:
+            versions[node.name] = _versions(value)
         return value
 
-    run_exactly(gm, *inputs, observers=observers, watch=watch)
-    return Trace(values, values, _calls(gm), _results(gm), observers, _writes_in_place(gm))
+    run_exactly(gm, *inputs, observers=observers, watch=watch, memory=memory)
+    return Trace(
+        values, values, _calls(gm), _results(gm), observers, writes, _overwritten(values, versions), memory
+    )
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each of the tensors in ``value`` was written to."""
+    return [version_of(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _overwritten(values: Mapping[str, Any], versions: Mapping[str, list[int]]) -> frozenset[str]:
+    return frozenset(name for name, old in versions.items() if _versions(values[name]) != old)
 
 
 def _calls(gm: GraphModule) -> dict[str, _Call]:
@@ -159,7 +177,6 @@ def check_contract(
 def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract) -> Trace:
     """As :func:`check_contract`, with a graph that was run before; returns the run of ``after``."""
     calls, writes = _calls(after), _writes_in_place(after)
-    in_place = before.in_place or writes
     in_common = {} if before.in_place else _points_in_common(before, after.graph)
     results: list[tuple[Node, str]] = []
     if len(nodes := after.graph.output_node().all_input_nodes) == len(before.results):
@@ -168,17 +185,20 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
         _join(in_common, results)
     values: dict[str, Any] = {}
     passed_on: dict[str, Any] = {}
+    versions: dict[str, list[int]] = {}
 
     def recall(node: Node) -> Any:
-        """Its value before, where the same was called, of the very tensors."""
+        """Its value before, where the same was called, of the same tensors."""
         call, old = calls[node.name], before.calls.get(node.name)
-        if old is None or not call.is_as(old) or (in_place and call.constant is None):
+        if old is None or not call.is_as(old) or (writes and call.constant is None):
+            return NotImplemented
+        if not before.overwritten.isdisjoint((node.name, *old.sources)):
             return NotImplemented
         now, then = (
             [side[name] for name in names]
             for side, names in ((passed_on, call.sources), (before.passed_on, old.sources))
         )
-        is_same = len(now) == len(then) and all(map(operator.is_, now, then))
+        is_same = len(now) == len(then) and all(map(_are_the_same, now, then))
         return before.values[node.name] if is_same else NotImplemented
 
     def compare(node: Node, counterpart: str) -> None:
@@ -193,18 +213,40 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
 
     def watch(node: Node, value: Any) -> Any:
         values[node.name] = passed_on[node.name] = value
+        if writes:
+            versions[node.name] = _versions(value)
         counterpart = in_common.get(node)
         if counterpart is not None:
             compare(node, counterpart)
             passed_on[node.name] = before.passed_on[counterpart]
         return passed_on[node.name]
 
-    run_exactly(after, *inputs, observers=before.observers, watch=watch, recall=recall)
+    run_exactly(after, *inputs, observers=before.observers, watch=watch, recall=recall, memory=before.memory)
     if before.in_place:
         # What was written to later is then what it is in the end.
         for node, counterpart in results:
             compare(node, counterpart)
-    return Trace(values, passed_on, calls, _results(after), before.observers, writes)
+    return Trace(
+        values,
+        passed_on,
+        calls,
+        _results(after),
+        before.observers,
+        writes,
+        _overwritten(values, versions),
+        before.memory,
+    )
+
+
+def _are_the_same(one: Any, other: Any) -> bool:
+    """Whether the two are one value, or the same to the bit, as a weight is that is stored quantized."""
+    if one is other or not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return one is other
+    if one.layout is not torch.strided or one.dtype is not other.dtype or one.shape != other.shape:
+        return False
+    if one.dtype is torch.float64:
+        one, other = one.view(torch.int64), other.view(torch.int64)  # 0 is not -0, and NaN is NaN
+    return not one.is_floating_point() and torch.equal(one, other)
 
 
 def _points_in_common(before: Trace, graph: Graph) -> dict[Node, str]:
@@ -252,6 +294,8 @@ def _leaf_difference(
     """What is wrong with ``got``, or None."""
     if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
         return None if got == want else f"{got!r} in place of {want!r}"
+    if got.is_floating_point() and want.is_floating_point():
+        got, want = got.double(), want.double()  # constants are of any dtype
     if got.shape != want.shape or got.dtype is not want.dtype:
         return f"{got.dtype} {tuple(got.shape)} in place of {want.dtype} {tuple(want.shape)}"
     if not got.numel() or torch.equal(got, want):
@@ -282,6 +326,7 @@ def _magnitude(node: Node, want: torch.Tensor, values: Mapping[str, Any]) -> flo
         (node,) = sources
         largest = max(largest, _largest(values[node.name]))
     x, weight, *bias = (values[source.name] for source in node.args[:3] if isinstance(source, Node))
+    weight = weight.double()
     terms = weight.abs().flatten(1).sum(1).max() if weight.dim() > 1 else weight.abs().sum()
     return max(largest, _largest(x) * float(terms) + sum(map(_largest, bias)))
 

@@ -18,7 +18,6 @@ from torch.fx import GraphModule, Node
 
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.batch_norm import BATCH_NORMS, Norm, NotFoldable, producer_layout, read_norm
-from ..ir.ledger import Ledger
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
@@ -57,16 +56,16 @@ class FoldBatchNorm:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
         norms = [n for t in BATCH_NORMS for n in gm.graph.find_nodes(op="call_function", target=t)]
-        return bool(norms) and bool(fold_batch_norms(gm, sorted(norms), context.ledger))
+        return bool(norms) and bool(fold_batch_norms(gm, sorted(norms), context))
 
 
-def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], ledger: Ledger) -> frozenset[Node]:
+def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], context: PassContext) -> frozenset[Node]:
     """Fold the BatchNorm calls ``norms`` of ``gm``, given in graph order, as the pass does.
 
     Returns:
         Those that were folded, and are no longer in the graph.
     """
-    folder = _Folder(gm, ledger)
+    folder = _Folder(gm, context)
     folded = frozenset([norm for norm in norms if folder.fold(norm)])
     if folded:
         for node in gm.graph.find_nodes(op="get_attr"):
@@ -79,9 +78,9 @@ def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], ledger: Ledger) -> 
 class _Folder:
     """Folds the BatchNorms of one graph module."""
 
-    def __init__(self, gm: GraphModule, ledger: Ledger) -> None:
+    def __init__(self, gm: GraphModule, context: PassContext) -> None:
         self.gm = gm
-        self.ledger = ledger
+        self.context = context
         self.names = FreeNames(gm)
         self.constants: dict[Node, bool] = {}
         # How often each attribute is read, over all nodes that read it.
@@ -100,9 +99,11 @@ class _Folder:
             weight_node = cast("Node", argument(producer, "weight"))
             bias_node = cast("Node | None", argument(producer, "bias"))
             self._check_constant(weight_node, bias_node, norm.weight, norm.bias, norm.mean, norm.var)
+            if not self.context.allows("fold", call):
+                return False
             weight, bias = self._folded(norm, weight_node, bias_node, groups, transposed)
         except NotFoldable as verdict:
-            self.ledger.missed(verdict.reason, call, verdict.detail)
+            self.context.ledger.missed(verdict.reason, call, verdict.detail)
             return False
 
         self._rewrite(norm, weight_node, weight, bias_node, bias)

@@ -39,11 +39,14 @@ class FoldQuantize:
         names = FreeNames(gm)
         # A tied weight may be quantized as often as it is used, and each look goes through the users.
         constant = functools.cache(is_constant)
-        folded = [
+        foldable = [
             node for node in gm.graph.nodes if _stores_less(node) and all(map(constant, node.all_input_nodes))
         ]
-        for node in folded:
-            _fold(gm, node, names)
+        folded: list[Node] = []
+        for node in foldable:
+            if context.allows("fold", node):
+                _fold(gm, node, names)
+                folded.append(node)
         if folded:
             erase_unread(gm.graph)
             delete_unused(gm)

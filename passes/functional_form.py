@@ -16,8 +16,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..ir.aliasing import Aliases, find_aliases, is_write, written_inputs
-from ..ir.ledger import Ledger
 from ..ir.schema import OpOverload, operator_name, schema_of
+from .base import PassContext
 
 __all__ = ["make_functional"]
 
@@ -32,17 +32,17 @@ _RANDOM_FORMS = frozenset(
 _Signature = tuple[object, ...]
 
 
-def make_functional(graph: Graph, ledger: Ledger) -> bool:
+def make_functional(graph: Graph, context: PassContext) -> bool:
     """Make in-place calls of ``graph`` functional, in one sweep; say whether anything changed.
 
     The nodes keep their names and metadata; only what they call changes. A call that must stay in place is
-    entered in ``ledger`` with one of the reasons ``writes-external`` (an input, parameter or buffer is
+    entered in the ledger with one of the reasons ``writes-external`` (an input, parameter or buffer is
     written), ``in-place-alias``, ``in-place-dtype`` (the functional form has another dtype) and
     ``in-place-only`` (there is no functional form).
     """
     if not any(is_write(node) for node in graph.nodes):
         return False
-    return _Sweep(graph, ledger).run()
+    return _Sweep(graph, context).run()
 
 
 @functools.cache
@@ -104,9 +104,9 @@ class _Sweep:
     A *tensor* here is the node that made it; the in-place calls on it return the same tensor.
     """
 
-    def __init__(self, graph: Graph, ledger: Ledger) -> None:
+    def __init__(self, graph: Graph, context: PassContext) -> None:
         self.graph = graph
-        self.ledger = ledger
+        self.context = context
         self.aliases: Aliases = find_aliases(graph)
         self.tensor_of: dict[Node, Node] = {}
         self.last_read: dict[Node, int] = {}
@@ -139,8 +139,8 @@ class _Sweep:
         if is_write(node):
             reason, detail = self._objection(position, node)
             if reason:
-                self.ledger.missed(reason, node, detail)
-            else:
+                self.context.ledger.missed(reason, node, detail)
+            elif self.context.allows("functional-form", node):
                 assert isinstance(node.target, OpOverload)
                 form = _functional_form(node.target)
                 assert form is not None

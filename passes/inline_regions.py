@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from ..ir.attributes import FreeNames, get_attribute, set_tensor
-from ..ir.ledger import Ledger
+from .base import PassContext
 
 __all__ = ["inline_grad_regions"]
 
 
-def inline_grad_regions(gm: GraphModule, ledger: Ledger, *, keep_gradients: bool) -> bool:
+def inline_grad_regions(gm: GraphModule, context: PassContext, *, keep_gradients: bool) -> bool:
     """Inline every ``wrap_with_set_grad_enabled`` region of ``gm``, nested ones too; say whether one was.
 
     Values are the same. Gradients flow where the region stopped them; with ``keep_gradients`` its results are
@@ -28,6 +28,7 @@ def inline_grad_regions(gm: GraphModule, ledger: Ledger, *, keep_gradients: bool
     ``torch.autocast`` stay, since there the dtypes an operator computes in come from the region, and so do
     regions called in a form that export does not write (``autocast-region``, ``grad-region-form``).
     """
+    ledger = context.ledger
     for node in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast):
         ledger.missed("autocast-region", node, "its operators compute in the dtypes that autocast chooses")
     todo = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_set_grad_enabled)
@@ -44,6 +45,8 @@ def inline_grad_regions(gm: GraphModule, ledger: Ledger, *, keep_gradients: bool
         inner = region.graph.find_nodes(op="call_function", target=call.target)
         if keep_gradients and inner:
             ledger.missed("nested-grad-region", call, "it turns gradients on or off inside")
+            continue
+        if not context.allows("inline-region", call):
             continue
         if keep_gradients and call.args[0] is False:
             _detach_results(call)

@@ -23,7 +23,7 @@ class InsertFakeQuantizers:
     """Inserts fake quantizers where :class:`~lowbit.passes.InsertObservers` would insert observers.
 
     Specs say by their constructor what is inserted: a spec that names an observer gets that, and is not
-    rounded in training. Weights are observed at every step, since training changes them.
+    rounded in training. Weights are observed whenever training has changed them.
     """
 
     name: ClassVar[str] = "insert-fake-quantizers"
@@ -37,4 +37,4 @@ class InsertFakeQuantizers:
             SharingError, AnnotationError, UnsupportedError: as of ``insert-observers``.
         """
         gm.meta[QAT_KEY] = True
-        return insert(gm, context.ledger, create_fake_quantize, constants_once=False)
+        return insert(gm, context, create_fake_quantize)

@@ -15,7 +15,6 @@ from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
 from ..ir.attributes import FreeNames, is_constant
 from ..ir.devices import device_of_value, only_device
 from ..ir.inputs import replace_inputs
-from ..ir.ledger import Ledger
 from ..ir.location import describe_point, locate
 from ..ir.observers import create_observer
 from ..ir.points import owner_of, tensor_of
@@ -59,7 +58,7 @@ class InsertObservers:
             DeviceError: tensors on different devices are to share one scale.
             UnsupportedError: a dtype that the quantize operators do not know.
         """
-        return insert(gm, context.ledger, _create_observer, constants_once=True)
+        return insert(gm, context, _create_observer)
 
 
 class Create(Protocol):
@@ -78,21 +77,20 @@ def _create_observer(
     return create_observer(spec, derived_from=derived_from)
 
 
-def insert(gm: GraphModule, ledger: Ledger, create: Create, *, constants_once: bool) -> bool:
+def insert(gm: GraphModule, context: PassContext, create: Create) -> bool:
     """Insert what ``create`` makes at every annotated point, one a sharing group; say whether there was one.
 
     Args:
         gm: the annotated graph module.
-        ledger: where points that cannot be observed are entered.
+        context: of the pass.
         create: makes the modules.
-        constants_once: whether the values of parameters are observed once, since nothing changes them.
 
     Raises:
         SharingError, AnnotationError, UnsupportedError: see :meth:`InsertObservers.run`.
     """
     sharing = resolve_sharing(gm.graph)
-    targets = _make_observers(gm, sharing, create, constants_once)
-    _Insertion(gm, sharing, targets, ledger).run()
+    targets = _make_observers(gm, sharing, create)
+    _Insertion(gm, sharing, targets, context).run()
     return bool(targets)
 
 
@@ -118,9 +116,7 @@ def _needs_observer(group: SharingGroup) -> bool:
     return True
 
 
-def _make_observers(
-    gm: GraphModule, sharing: SharingResult, create: Create, constants_once: bool
-) -> dict[int, str]:
+def _make_observers(gm: GraphModule, sharing: SharingResult, create: Create) -> dict[int, str]:
     """One observer module a group, registered on ``gm``: group index → attribute name."""
     names = FreeNames(gm)
     modules: dict[int, torch.nn.Module] = {}
@@ -133,7 +129,8 @@ def _make_observers(
             observer.to(device or _device_of(group))
             tensors = dict.fromkeys(tensor_of(point) for point in group.points)
             is_of_one_constant = len({n.target for n in tensors}) == 1 and all(map(constant, tensors))
-            if constants_once and is_of_one_constant and hasattr(observer, "observe_once"):
+            # In training too: an observer of a weight is to know the weight as it is, not all that it was.
+            if is_of_one_constant and hasattr(observer, "observe_once"):
                 observer.observe_once = True  # pyright: ignore[reportArgumentType]  (as nn.Module types it)
     targets: dict[int, str] = {}
     # Registered in graph order, so that names read in the order of the model.
@@ -197,7 +194,7 @@ class _Insertion:
     gm: GraphModule
     sharing: SharingResult
     targets: dict[int, str]
-    ledger: Ledger
+    context: PassContext
     written: frozenset[Node] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -220,7 +217,10 @@ class _Insertion:
         """What ``reader`` is to read in place of ``producer``; ``calls`` are the observers made already."""
         chain = [] if _is_check(reader) else self._chain(producer, reader)
         if chain and not self._may_observe(producer, reader):
-            self.ledger.missed("written-in-place", reader, f"%{producer.name} is memory that is written into")
+            detail = f"%{producer.name} is memory that is written into"
+            self.context.ledger.missed("written-in-place", reader, detail)
+            return producer
+        if chain and not self.context.allows("observe", producer):
             return producer
         value = producer
         for target in chain:

@@ -9,8 +9,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.attributes import delete_unused, nested_graph_modules
-from ..ir.ledger import Ledger
-from ..ir.schema import argument, complete_arguments
+from ..ir.canonical_operators import use_canonical_operator
+from ..ir.schema import argument, complete_arguments, has_complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..ir.train_eval import DROPOUTS
@@ -37,6 +37,7 @@ class Normalize:
 
     - Regions of ``torch.no_grad()`` are inlined (:mod:`.inline_regions`).
     - Arguments are complete (:func:`lowbit.ir.schema.complete_arguments`).
+    - Of several names of one operator there is one (:mod:`lowbit.ir.canonical_operators`).
     - One ``get_attr`` node reads each attribute.
     - ``padding="valid"`` and symmetric ``padding="same"`` of convolutions are numbers.
     - Dropout that drops nothing, ``detach``, ``detach_`` and ``alias`` are gone.
@@ -60,48 +61,53 @@ class Normalize:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
         keep = self.keep_gradients
-        changed = _normalize(gm, context.ledger, is_body=False, keep_gradients=keep)
+        changed = _normalize(gm, context, is_body=False, keep_gradients=keep)
         for body in nested_graph_modules(gm):
-            changed |= _normalize(body, context.ledger, is_body=True, keep_gradients=keep)
+            changed |= _normalize(body, context, is_body=True, keep_gradients=keep)
         if changed:
             delete_unused(gm)
         return changed
 
 
-def _normalize(gm: GraphModule, ledger: Ledger, *, is_body: bool, keep_gradients: bool) -> bool:
+def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gradients: bool) -> bool:
     graph = gm.graph
-    changed = inline_grad_regions(gm, ledger, keep_gradients=keep_gradients)
+    changed = inline_grad_regions(gm, context, keep_gradients=keep_gradients)
     for node in graph.nodes:
-        changed |= complete_arguments(node)
-    changed |= _merge_attribute_reads(graph)
-    changed |= _resolve_padding_modes(graph, ledger)
-    changed |= _drop_identities(graph, is_body=is_body, keep_gradients=keep_gradients)
-    changed |= make_functional(graph, ledger)
+        if not has_complete_arguments(node) and context.allows("complete-arguments", node):
+            changed |= complete_arguments(node)
+        changed |= use_canonical_operator(node)
+    changed |= _merge_attribute_reads(graph, context)
+    changed |= _resolve_padding_modes(graph, context)
+    changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
+    changed |= make_functional(graph, context)
     # Functional forms let aliases go that had to stay before.
-    changed |= _drop_identities(graph, is_body=is_body, keep_gradients=keep_gradients)
+    changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
     changed |= erase_unread(graph)
     return changed
 
 
-def _merge_attribute_reads(graph: Graph) -> bool:
+def _merge_attribute_reads(graph: Graph, context: PassContext) -> bool:
     first: dict[str, Node] = {}
     changed = False
     for node in graph.find_nodes(op="get_attr"):
         kept = first.setdefault(node.target, node)
-        if kept is not node:
+        if kept is not node and context.allows("merge-attribute-reads", node):
             node.replace_all_uses_with(kept)
             graph.erase_node(node)
             changed = True
     return changed
 
 
-def _resolve_padding_modes(graph: Graph, ledger: Ledger) -> bool:
+def _resolve_padding_modes(graph: Graph, context: PassContext) -> bool:
     changed = False
     for with_mode, with_numbers in _WITHOUT_PADDING_MODE.items():
         for node in graph.find_nodes(op="call_function", target=with_mode):
             padding = _padding_numbers(node)
             if padding is None:
-                ledger.missed("asymmetric-same-padding", node, "the two ends are padded by different amounts")
+                detail = "the two ends are padded by different amounts"
+                context.ledger.missed("asymmetric-same-padding", node, detail)
+                continue
+            if not context.allows("padding-mode", node):
                 continue
             node.update_arg(4, padding)
             node.target = with_numbers
@@ -111,12 +117,12 @@ def _resolve_padding_modes(graph: Graph, ledger: Ledger) -> bool:
 
 def _padding_numbers(node: Node) -> list[int] | None:
     """What ``padding="same"`` or ``"valid"`` adds at either end of each dimension; None when they differ."""
-    weight, dilation = node.args[1], cast("list[int]", node.args[5])
+    weight, dilation = node.args[1], cast("list[int]", argument(node, "dilation"))
     value = weight.meta.get("val") if isinstance(weight, Node) else None
     if not isinstance(value, torch.Tensor):
         return None
     kernel = list(value.shape[2:])
-    if node.args[4] == "valid":
+    if argument(node, "padding") == "valid":
         return [0] * len(kernel)
     # One dilation may stand for all dimensions. padding="same" requires stride 1.
     dilations = [*dilation] * (len(kernel) if len(dilation) == 1 else 1)
@@ -124,7 +130,7 @@ def _padding_numbers(node: Node) -> list[int] | None:
     return None if any(t % 2 for t in total) else [t // 2 for t in total]
 
 
-def _drop_identities(graph: Graph, *, is_body: bool, keep_gradients: bool) -> bool:
+def _drop_identities(graph: Graph, context: PassContext, *, is_body: bool, keep_gradients: bool) -> bool:
     # The same memory under another name; detach_ returns its very input.
     aliases = (_aten.alias.default,) if keep_gradients else (_aten.alias.default, _aten.detach.default)
     identities: list[Node] = []
@@ -143,6 +149,8 @@ def _drop_identities(graph: Graph, *, is_body: bool, keep_gradients: bool) -> bo
         assert isinstance(source, Node)
         # The body of a control-flow operator may not return its input.
         if is_body and source.op == "placeholder":
+            continue
+        if not context.allows("drop-identity", node):
             continue
         node.replace_all_uses_with(source)
         graph.erase_node(node)

@@ -59,8 +59,11 @@ class ObserversToQdq:
         made: dict[Node, Node] = {}
         for node, observer in calls:
             replace_inputs(node, made)  # what it observes may itself be observed
+            is_cast = observer.dtype in CAST_DTYPES
+            if not context.allows("cast" if is_cast else "quantize-dequantize", node):
+                continue
             with gm.graph.inserting_before(node):
-                if observer.dtype in CAST_DTYPES:
+                if is_cast:
                     made[node] = _cast_there_and_back(node, observer.dtype)
                 else:
                     made[node] = _quantize_and_dequantize(gm, node, observer, names, channel_qparams)

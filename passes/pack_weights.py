@@ -45,20 +45,22 @@ class PackWeights:
         ]
         packed: dict[Hashable, Node] = {}
         for node in calls:
+            if not context.allows("pack", node):
+                continue
             # A layer that is called several times is packed once.
             key = (node.target, node.args)
             if key not in packed:
                 packed[key] = _pack(gm, node, names)
             node.replace_all_uses_with(packed[key])
             gm.graph.erase_node(node)
-        if calls:
+        if packed:
             erase_unread(gm.graph)
             delete_unused(gm)
         frozen = list(_trainable(gm))
         for target, parameter in frozen:
             constant = torch.nn.Parameter(parameter.detach(), requires_grad=False)
             set_tensor(gm, target, constant, like=constant)
-        return bool(calls or frozen)
+        return bool(packed or frozen)
 
 
 def _pack(gm: GraphModule, node: Node, names: FreeNames) -> Node:

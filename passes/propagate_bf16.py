@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -12,10 +13,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from ..ir.aliasing import written_inputs
+from ..ir.aliasing import is_write, written_inputs
 from ..ir.attributes import delete_unused
 from ..ir.inputs import replace_inputs
-from ..ir.ledger import Ledger
 from ..ir.stages import Stage
 from .base import PassContext
 from .bf16_casts import Casts
@@ -83,7 +83,7 @@ class PropagateBf16:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
-        changed = _Propagation(gm, context.ledger).run(self.keep_output_dtype)
+        changed = _Propagation(gm, context).run(self.keep_output_dtype)
         if changed:
             delete_unused(gm)
         return changed
@@ -92,9 +92,9 @@ class PropagateBf16:
 class _Propagation:
     """One sweep over a graph, from its inputs down."""
 
-    def __init__(self, gm: GraphModule, ledger: Ledger) -> None:
+    def __init__(self, gm: GraphModule, context: PassContext) -> None:
         self.graph = gm.graph
-        self.ledger = ledger
+        self.context = context
         self.is_written = functools.cache(written_values(gm.graph))
         self.plan = make_plan(gm.graph, self.is_written)
         self.values = Values(gm)
@@ -119,6 +119,9 @@ class _Propagation:
         if not self.values.would_change(node, dtypes):
             self._convert(node, dtypes)
             return
+        if _may_stay(node) and not self.context.allows("change-dtype", node):
+            self._convert(node, self._exported(node))
+            return
         results = self.values.result_dtypes(node, dtypes)
         if results is None:
             # torch does not take the mix.
@@ -132,8 +135,12 @@ class _Propagation:
 
     def _note(self, node: Node) -> None:
         # Why an operator is not quantized, if that is known, says more.
-        if node.op == "call_function" and node not in self.ledger and self.values.floating_inputs(node):
-            self.ledger.missed("stays-float32", node, "it computes in the dtypes it was exported in")
+        if (
+            node.op == "call_function"
+            and node not in self.context.ledger
+            and self.values.floating_inputs(node)
+        ):
+            self.context.ledger.missed("stays-float32", node, "it computes in the dtypes it was exported in")
 
     def _wanted(self, node: Node, rule: Rule) -> Mapping[Node, torch.dtype]:
         """The dtypes to cast inputs of ``node`` to."""
@@ -198,3 +205,12 @@ class _Propagation:
         # FX types the results as arguments of any form; they have the form of what is mapped.
         node.args = map_aggregate(node.args, saturated)  # pyright: ignore[reportAttributeAccessIssue]
         node.kwargs = map_aggregate(node.kwargs, saturated)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _may_stay(node: Node) -> bool:
+    """Whether ``node`` may compute as it was exported, whatever its inputs have become.
+
+    What picks of several results or asserts a dtype follows them, and a cast of a tensor that is written into
+    would be written instead.
+    """
+    return node.target not in (operator.getitem, ASSERT_METADATA) and not is_write(node)

@@ -27,6 +27,7 @@ ARM_INDUCTOR = register_backend(
             Preset("dynamic-qat", lambda: get_default_arm_inductor_quantization_config(True, True)),
         ),
         device="cpu",
+        architecture="arm",
         is_available=is_arm,
     )
 )

@@ -18,7 +18,7 @@ from .qconfig import (
 )
 from .qconfig_mapping import ObjectType, QConfigMapping
 
-__all__ = ["get_default_qat_qconfig_mapping", "get_default_qconfig_mapping"]
+__all__ = ["TYPES_OF_DEFAULTS", "get_default_qat_qconfig_mapping", "get_default_qconfig_mapping"]
 
 _TRANSPOSED: Final[tuple[ObjectType, ...]] = (
     nn.ConvTranspose1d,
@@ -37,6 +37,14 @@ FROM_0_TO_1: Final[tuple[ObjectType, ...]] = (
     nn.Softmax,
 )
 FROM_NEG1_TO_1: Final[tuple[ObjectType, ...]] = (nn.Tanh, torch.tanh)
+
+TYPES_OF_DEFAULTS: Final[tuple[ObjectType, ...]] = (
+    *("reshape", nn.LayerNorm, F.layer_norm, nn.PReLU),
+    *_TRANSPOSED,
+    *FROM_0_TO_1,
+    *FROM_NEG1_TO_1,
+)
+"""The object types that default mappings set, whether a model has them or not."""
 
 
 def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConfigMapping:

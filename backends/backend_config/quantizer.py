@@ -10,15 +10,18 @@ from ...errors import SpecError
 from ...ir.annotation import is_annotated
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
+from ...passes.base import PassContext
 from ...passes.fold_batch_norm import fold_batch_norms
+from ..capabilities import Capabilities
 from .annotation import Written, annotate_place, is_float
+from .capabilities import capabilities_of_rules
 from .config import BackendConfig
 from .dtypes import Observation, Refused, Specs, choose_specs, observe
 from .pattern_config import ObservationType
 from .qconfig import QConfig
 from .qconfig_mapping import QConfigMapping
 from .rules import Place, Rule, RuleBook, find_place, read_rules
-from .selection import check_calls, select_qconfigs
+from .selection import Setting, check_calls, strongest_settings, warn_of_idle_settings
 from .units import Unit, describe_key, read_units, reread
 
 __all__ = ["BackendConfigQuantizer"]
@@ -56,22 +59,40 @@ class BackendConfigQuantizer(Quantizer):
     def __init__(
         self, backend_config: BackendConfig, qconfig_mapping: QConfigMapping, *, is_qat: bool = False
     ) -> None:
+        self._name = backend_config.name
         self._book = read_rules(backend_config)
         self._mapping = qconfig_mapping
         self._is_qat = is_qat
         self._ledger = Ledger()
+
+    @property
+    def is_qat(self) -> bool:
+        """Whether it is set up for training."""
+        return self._is_qat
+
+    def quantization_capabilities(self) -> Capabilities:
+        """What the backend can quantize, whatever the mapping asks for."""
+        return capabilities_of_rules(self._name, self._book, is_qat=self._is_qat)
 
     def bind_ledger(self, ledger: Ledger) -> None:
         """Write decisions to ``ledger``."""
         self._ledger = ledger
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the places where the rules of the backend apply; what is annotated already stays so."""
+        """Annotate the places where the rules of the backend apply; what is annotated already stays so.
+
+        Raises:
+            SpecError: QConfigs with fake quantizers, unless the model is to be trained.
+            UnknownNameError: the mapping sets a QConfig for a call that the model does not have.
+
+        Warns with IneffectiveSettingWarning of QConfigs that are set for nothing that could be quantized.
+        """
         all_units = read_units(model.graph, self._book.classes)
         check_calls(all_units, self._mapping)
-        qconfigs = select_qconfigs(all_units, self._mapping)
+        chosen = strongest_settings(all_units, self._mapping)
+        warn_of_idle_settings(chosen, self._mapping, self._book.knows)
         units = [unit for unit in all_units if not any(map(is_annotated, unit.nodes))]
-        plan = _Plan(self._book, qconfigs, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
+        plan = _Plan(self._book, chosen, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
         plan.make(units)
         if not self._is_qat:
             plan.fold(model, self._ledger)
@@ -91,7 +112,7 @@ class _Plan:
 
     Args:
         book: the rules of the backend.
-        qconfigs: what is asked for.
+        chosen: what is asked for, and by which setting.
         unit_of: the unit of each operator.
         is_qat: whether fake quantizers are wanted.
         places: where something is quantized, in graph order.
@@ -102,7 +123,7 @@ class _Plan:
     """
 
     book: RuleBook
-    qconfigs: dict[Unit, QConfig | None]
+    chosen: dict[Unit, tuple[Setting | None, QConfig | None]]
     unit_of: dict[Node, Unit]
     is_qat: bool
     places: list[tuple[Place, Specs]] = attrs.Factory(list)
@@ -126,7 +147,7 @@ class _Plan:
                     self.part_of.update(dict.fromkeys(place.units, rule))
                     break
                 for unit in place.units:
-                    self.refused.setdefault(unit, outcome)
+                    self.refused.setdefault(unit, self._not_configured(unit) or outcome)
                 if outcome.reason != "mixed-qconfig":
                     # As one operator it stays float: its parts alone are not asked for.
                     taken.update(place.units)
@@ -135,9 +156,10 @@ class _Plan:
 
     def _specs(self, place: Place) -> Specs | Refused:
         """How ``place`` is quantized, or why it is not."""
-        qconfig = self.qconfigs[place.units[0]]
         config = place.rule.config
-        if any(self.qconfigs[unit] != qconfig for unit in place.units):
+        leader = next((unit for unit in place.units if unit.weights), place.units[0])
+        qconfig = self.chosen[leader][1]
+        if not all(_agree(qconfig, self.chosen[unit][1], unit) for unit in place.units):
             return Refused("mixed-qconfig", f"the parts of {place.rule.name} have different QConfigs")
         if qconfig is None:
             return Refused("not-configured", "no QConfig applies to it")
@@ -157,12 +179,19 @@ class _Plan:
             observation, config.dtype_configs, any(unit.weights for unit in place.units)
         )
 
+    def _not_configured(self, unit: Unit) -> Refused | None:
+        setting, qconfig = self.chosen[unit]
+        if qconfig is not None:
+            return None
+        detail = "no QConfig applies to it" if setting is None else f"None is set for {setting}"
+        return Refused("not-configured", detail)
+
     def fold(self, model: GraphModule, ledger: Ledger) -> None:
         """Fold the BatchNorms that places have behind other operators; give up where that fails."""
         norms = {
             node: place for place, _ in self.places for unit in place.units[1:] for node in _batch_norms(unit)
         }
-        folded = fold_batch_norms(model, sorted(norms), ledger)
+        folded = fold_batch_norms(model, sorted(norms), PassContext(ledger=ledger))
         failed = {norms[norm]: None for norm in norms if norm not in folded}
         for place in failed:
             refused = Refused("batch-norm-not-folded", f"as part of {place.rule.name}")
@@ -186,6 +215,17 @@ class _Plan:
                 ledger.missed(*_without_rule(self.book, unit, node))
             elif refused.reason != "batch-norm-not-folded" or node not in _batch_norms(unit):
                 ledger.missed(refused.reason, node, refused.detail)
+
+
+def _agree(qconfig: QConfig | None, other: QConfig | None, unit: Unit) -> bool:
+    """Whether ``unit``, whose QConfig is ``other``, can be run as one with what has ``qconfig``.
+
+    What a QConfig says of weights is nothing to an operator without one: BatchNorm is folded into the weight
+    before it, and quantized as that.
+    """
+    if qconfig is None or other is None or unit.weights:
+        return qconfig == other
+    return qconfig.activation == other.activation
 
 
 def _refuses_dtypes(place: Place) -> Refused | None:

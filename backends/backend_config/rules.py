@@ -75,6 +75,10 @@ class RuleBook:
     classes: frozenset[Key]
     joint: dict[Key, list[str]]
 
+    def knows(self, unit: Unit) -> bool:
+        """Whether ``unit`` may be in a place that a rule speaks of."""
+        return any(key in self.ending or key in self.joint for key in unit.keys)
+
     def of(self, unit: Unit) -> Iterable[Rule]:
         """The rules that may end with ``unit``, those with the most parts first."""
         rules = dict.fromkeys(itertools.chain.from_iterable(self.ending.get(key, ()) for key in unit.keys))

@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from ...ir.canonical_operators import canonical_name
 from ...ir.location import ModuleCall, module_stack
 from ...ir.schema import OpOverload, argument, operator_name, signature
 from ..selection import operator_of_function
@@ -144,13 +145,13 @@ def reread(unit: Unit) -> Unit:
 
 def _names(node: Node) -> Iterator[str]:
     """What the function of ``node`` is called: by its operator, and as export recorded it."""
-    operator = operator_name(node.target)[1] if isinstance(node.target, OpOverload) else str(node.target)
-    yield operator.rstrip("_")
+    called = operator_name(node.target)[1] if isinstance(node.target, OpOverload) else str(node.target)
+    operator = called.rstrip("_")
     recorded: tuple[str, str] | None = node.meta.get("torch_fn")
-    if recorded is not None:
-        name = recorded[1].rpartition(".")[2].rstrip("_")
-        if name != operator:
-            yield name
+    name = operator if recorded is None else recorded[1].rpartition(".")[2].rstrip("_")
+    # Of an operator with several names, the one that was written says more.
+    names = (name, operator) if canonical_name(name) == operator else (operator, name)
+    yield from dict.fromkeys(names)
 
 
 _Edges: TypeAlias = tuple[tuple[Node, Node], ...]

@@ -34,6 +34,7 @@ X86_INDUCTOR = register_backend(
         prepare_qat=PREPARE_QAT,
         presets=PRESETS,
         device="cpu",
+        architecture="x86",
         is_available=is_x86,
     )
 )

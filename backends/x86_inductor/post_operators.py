@@ -37,10 +37,6 @@ def _no_scalars(call: KernelCall) -> tuple[float, ...]:
     return _NO_SCALARS
 
 
-def _bounds_of_relu6(call: KernelCall) -> tuple[float, ...]:
-    return 0.0, 6.0
-
-
 def _bounds_of_hardtanh(call: KernelCall) -> tuple[float, ...]:
     clamp = call.node_calling(_aten.hardtanh.default)
     return _number(argument(clamp, "min_val")), _number(argument(clamp, "max_val"))
@@ -93,7 +89,6 @@ class PostOperator:
 
 AFTER_CONVOLUTION: Final = (
     PostOperator("relu", F.relu, "relu"),
-    PostOperator("relu6", F.relu6, "hardtanh", _bounds_of_relu6),
     PostOperator("hardtanh", F.hardtanh, "hardtanh", _bounds_of_hardtanh),
     PostOperator("hardswish", F.hardswish, "hardswish"),
     PostOperator("silu", F.silu, "swish"),

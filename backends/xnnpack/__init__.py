@@ -15,6 +15,7 @@ from ..base import Backend
 from ..capabilities import Preset
 from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
+from .gru import GRU_INPUTS
 from .patterns import PATTERNS
 from .quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -41,5 +42,6 @@ XNNPACK = register_backend(
             Preset("dynamic-qat", lambda: get_symmetric_quantization_config(True, True, True)),
         ),
         device="cpu",
+        by_hand=(GRU_INPUTS,),
     )
 )

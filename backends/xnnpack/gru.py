@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 import torch
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from ...ir.annotation import QuantizationAnnotation, is_annotated, set_annotation
@@ -13,13 +14,14 @@ from ...ir.schema import argument
 from ...ir.specs import QuantizationSpecBase
 from ...matchers.operator_pattern import Mode, Occurrence
 from ..annotation import ConfigOf
+from ..by_hand import ByHand
 from ..capabilities import mode_of
 from ..guards import float32_activations
 
-__all__ = ["annotate_gru_inputs"]
+__all__ = ["GRU_INPUTS"]
 
 
-def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> None:
+def _annotate(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> None:
     """Annotate the sequence and the first hidden state of every ``aten.gru``.
 
     A pattern would need one form for each number of layers and weights; what is annotated here is the same
@@ -43,3 +45,10 @@ def annotate_gru_inputs(graph: Graph, config_of: ConfigOf, ledger: Ledger) -> No
             }
             set_annotation(node, QuantizationAnnotation(specs, _annotated=True))
             ledger.quantized(node, "gru-inputs", "its inputs are quantized; it computes in float")
+
+
+def _example() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return nn.GRU(4, 3), (torch.randn(5, 2, 4), torch.randn(1, 2, 3))
+
+
+GRU_INPUTS: Final = ByHand("gru-inputs", (Mode.STATIC,), _annotate, _example)

@@ -44,10 +44,6 @@ def _relu(x: Tensor) -> Tensor:
     return F.relu(x)
 
 
-def _relu6(x: Tensor) -> Tensor:
-    return F.relu6(x)
-
-
 def _hardtanh(x: Tensor) -> Tensor:
     return F.hardtanh(x)
 
@@ -159,7 +155,7 @@ def _follower(name: str, function: Callable[..., Tensor], *guards: Guard, inputs
     )
 
 
-_CLAMPS = (_relu, _relu6, _hardtanh)
+_CLAMPS = (_relu, _hardtanh)
 _WEIGHT_GUARDS = (constant_weight(1), float32_activations(0))
 _BINARY_GUARDS = (float32_activations(0, 1),)
 
@@ -197,7 +193,6 @@ PATTERNS: tuple[OperatorPattern, ...] = (
     *_compute("add", _add, _zeros(_IMAGE, _IMAGE), _BINARY_GUARDS, (_relu,), roles=_BINARY),
     *_compute("mul", _mul, _zeros(_IMAGE, _IMAGE), _BINARY_GUARDS, (_relu,), roles=_BINARY),
     _follower("relu", _relu),
-    _follower("relu6", _relu6),
     _follower("hardtanh", _hardtanh),
     _follower("max_pool2d", _max_pool2d, pools_without_gaps),
     _follower("adaptive_avg_pool2d", _adaptive_avg_pool2d, averages_whole_image),

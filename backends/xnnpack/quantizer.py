@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch._ops import OpOverloadPacket  # the class of every ATen operator has no public name
-from torch.fx import GraphModule
 
 from ...ir.observers import (
     FakeQuantize,
@@ -22,7 +21,7 @@ from ...ir.observers import (
 from ...ir.schema import OpOverload
 from ...ir.specs import ObserverOrFakeQuantizeConstructor, QuantizationConfig, QuantizationSpec
 from ..pattern_quantizer import PatternQuantizer
-from .gru import annotate_gru_inputs
+from .gru import GRU_INPUTS
 from .patterns import PATTERNS
 
 __all__ = ["XNNPACKQuantizer", "get_symmetric_quantization_config"]
@@ -101,16 +100,12 @@ class XNNPACKQuantizer(PatternQuantizer):
 
     A module name wins over a module type, that over an operator type, and that over the global configuration.
     None leaves the operators selected float. A setting that selects no operator of the model is an error when
-    the model is prepared.
+    the model is prepared; one that decides about nothing that could be quantized is a warning.
     """
 
     backend_name = "xnnpack"
     patterns = PATTERNS
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the operators that the patterns describe, and what goes into recurrent layers."""
-        annotate_gru_inputs(model.graph, self._selection.of, self._ledger)
-        return super().annotate(model)
+    by_hand = (GRU_INPUTS,)
 
     def set_object_type(
         self,

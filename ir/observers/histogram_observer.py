@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -14,6 +15,17 @@ from .range_rules import RangeRule, find_range_rule
 from .statistic import DEFAULT_EPS, StatisticObserver
 
 __all__ = ["HistogramObserver"]
+
+
+@attrs.frozen(eq=False)
+class _Found:
+    """The range that was found, and in what: the search takes a while, and verification asks as well."""
+
+    range: tuple[Tensor, Tensor]
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    rule: RangeRule
+    question: tuple[object, ...]
 
 
 class HistogramObserver(StatisticObserver):
@@ -34,6 +46,7 @@ class HistogramObserver(StatisticObserver):
     min_val: Tensor
     max_val: Tensor
     histogram: Tensor
+    _found: _Found | None = None
 
     def __init__(
         self,
@@ -116,5 +129,20 @@ class HistogramObserver(StatisticObserver):
 
     def _range(self) -> tuple[Tensor, Tensor]:
         symmetric = self.qscheme in SYMMETRIC_QSCHEMES
-        low, high = self.range_rule(self.statistic, self._integers.levels, symmetric)
-        return self.min_val.new_tensor(low), self.max_val.new_tensor(high)
+        tensors = (self.min_val, self.max_val, self.histogram)
+        versions = tuple(0 if t.is_inference() else t._version for t in tensors)
+        levels = self._integers.levels
+        known = self._found
+        if (
+            known is None
+            or any(one is not other for one, other in zip(known.tensors, tensors, strict=True))
+            or (known.versions, known.question) != (versions, (levels, symmetric))
+            or known.rule is not self.range_rule
+        ):
+            low, high = self.range_rule(self.statistic, levels, symmetric)
+            found = self.min_val.new_tensor(low), self.max_val.new_tensor(high)
+            known = self._found = _Found(found, tensors, versions, self.range_rule, (levels, symmetric))
+        return known.range
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_found"}

@@ -1,5 +1,6 @@
 """Instruments: small objects that look on while passes run."""
 
+from .applications import Application, Applications
 from .base import Change, Instrument
 from .diff_to_folder import DiffToFolder
 from .diff_to_json import DiffToJson
@@ -10,6 +11,8 @@ from .verify import Verify
 from .verify_numeric import VerifyNumeric
 
 __all__ = [
+    "Application",
+    "Applications",
     "Change",
     "DiffToFolder",
     "DiffToJson",

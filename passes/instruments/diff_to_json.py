@@ -17,7 +17,7 @@ from ..base import Pass
 from ..pipeline import format_pass
 from .base import Change
 
-__all__ = ["SCHEMA", "DiffToJson", "diff_as_data"]
+__all__ = ["SCHEMA", "DiffToJson", "change_as_data", "diff_as_data"]
 
 SCHEMA = Path(__file__).with_name("pass-diff.schema.json")
 """The JSON Schema of a line."""
@@ -44,18 +44,23 @@ class DiffToJson:
 
     def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:
         """Add the line of the pass."""
-        line = {
-            "format": "lowbit-pass-diff",
-            "version": 1,
-            "index": self._count,
-            "pass": format_pass(pass_),
-            "stage": get_stage(gm).name,
-            "node_count": len(change.after.records),
-            "diff": diff_as_data(change.diff),
-        }
+        line = change_as_data(self._count, pass_, gm, change)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._count += 1
+
+
+def change_as_data(index: int, pass_: Pass, gm: GraphModule, change: Change) -> dict[str, Any]:
+    """What the pass of number ``index`` did as what JSON can hold; in the form of :data:`SCHEMA`."""
+    return {
+        "format": "lowbit-pass-diff",
+        "version": 1,
+        "index": index,
+        "pass": format_pass(pass_),
+        "stage": get_stage(gm).name,
+        "node_count": len(change.after.records),
+        "diff": diff_as_data(change.diff),
+    }
 
 
 def diff_as_data(diff: GraphDiff) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class FoldConvBnQat:
         # All values before any is stored: blocks may share their parameters.
         parts = [constant_parts(gm, conv) for conv in convs]
         for conv, (weight, bias) in zip(convs, parts, strict=True):
+            if not context.allows("fold", conv):
+                continue
             block: Block = conv.meta.pop(BLOCK_KEY)
             parent = block.weight.rpartition(".")[0]
             new_bias = f"{parent}.bias" if parent else "bias"

@@ -22,7 +22,7 @@ from ...ir.stages import Stage
 from ..base import PassContext
 from ..registry import register_pass
 
-__all__ = ["FuseConvBnQat", "fusable_norm"]
+__all__ = ["FuseConvBnQat", "explain_fused", "fusable_norm"]
 
 _aten = torch.ops.aten
 
@@ -59,7 +59,7 @@ class FuseConvBnQat:
         reads = attribute_reads(gm.graph)
         moved: dict[EdgeOrNode, EdgeOrNode] = {}
         constant = functools.cache(is_constant)
-        fused = [_fuse(call, reads, moved, constant, context.ledger) for call in sorted(norms)]
+        fused = [_fuse(call, reads, moved, constant, context) for call in sorted(norms)]
         if moved:
             _follow(gm.graph, moved)
         return any(fused)
@@ -112,13 +112,15 @@ def _fuse(
     reads: dict[str, Node],
     moved: dict[EdgeOrNode, EdgeOrNode],
     constant: Callable[[Node], bool],
-    ledger: Ledger,
+    context: PassContext,
 ) -> bool:
     """Fuse one BatchNorm, or enter in the ledger why not; ``moved`` gets the edges that have moved."""
     try:
         norm, groups, transposed = fusable_norm(call, constant)
     except NotFoldable as verdict:
-        ledger.missed(verdict.reason, call, verdict.detail)
+        context.ledger.missed(verdict.reason, call, verdict.detail)
+        return False
+    if not context.allows("fuse", call):
         return False
     conv = norm.source
     annotation = get_annotation(conv) or QuantizationAnnotation()
@@ -144,11 +146,16 @@ def _fuse(
             moved[node, conv] = edge
     if get_annotation(conv) is not None:
         set_annotation(conv, attrs.evolve(annotation, input_qspec_map=specs))
+    explain_fused(call, conv, context.ledger)
+    return True
+
+
+def explain_fused(call: Node, conv: Node, ledger: Ledger) -> None:
+    """Enter in ``ledger`` that the BatchNorm ``call`` fares as the convolution ``conv`` before it."""
     if ledger.says_quantized(conv):
         ledger.quantized(call, "batch-norm", f"folded into {conv.name}")
     else:
         ledger.missed("convolution-not-quantized", call, f"it is folded into {conv.name}, which stays float")
-    return True
 
 
 def _follow(graph: Graph, moved: dict[EdgeOrNode, EdgeOrNode]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import attrs
-import torch
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from ...ir import quantized_decomposed as qd
 from ...ir.attributes import delete_unused
-from ...ir.ledger import Ledger
 from ...ir.meta import KERNEL_KEY, REFERENCE_KEY, STANDS_FOR_KEY
+from ...ir.operators import is_float_operator
 from ...ir.schema import complete_arguments
 from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
@@ -55,13 +53,13 @@ class ReferenceRepresentation:
             # A program that was saved and loaded again has its trailing defaults left out.
             complete_arguments(node)
         PropagateMetadata().run(gm, context)  # rules ask for shapes
-        rewriting = _Rewriting(gm, context.ledger)
+        rewriting = _Rewriting(gm, context)
         for rule in RULES:
             for found in rule.find(gm.graph):
                 rewriting.apply(rule, found)
         rewriting.explain()
         erase_unread(gm.graph)
-        _write_out(gm)
+        _write_out(gm, context)
         erase_unread(gm.graph)
         delete_unused(gm)
         return True
@@ -73,13 +71,13 @@ class _Rewriting:
 
     Args:
         gm: whose graph it is.
-        ledger: where the reasons go.
+        context: of the pass.
         done: operators that were rewritten, and are erased in the end.
         refused: the others, each with the first rule that met it, and why that did not apply.
     """
 
     gm: GraphModule
-    ledger: Ledger
+    context: PassContext
     done: set[Node] = attrs.field(factory=set[Node])
     refused: dict[Node, tuple[Rule, Refusal]] = attrs.field(factory=dict[Node, tuple[Rule, Refusal]])
 
@@ -97,7 +95,8 @@ class _Rewriting:
         for call in calls:
             said = rule.kernel.refuses(call)
             if said is None:
-                self._replace(rule, call, refusal)
+                if self.context.allows(rule.name, call.nodes[0] if call.nodes else call.output):
+                    self._replace(rule, call, refusal)
                 return
             refusal = refusal or said
         assert refusal is not None
@@ -125,7 +124,7 @@ class _Rewriting:
             if call.quantization is None:
                 why = refusal.reason if refusal is not None else "result-read-in-float"
                 detail = f"integer accumulator, scaled to float32 ({why})"
-            self.ledger.quantized(operator, rule.name, detail)
+            self.context.ledger.quantized(operator, rule.name, detail)
 
     def explain(self) -> None:
         """Say of each float operator between quantized tensors that is left why it is."""
@@ -137,32 +136,27 @@ class _Rewriting:
                 detail = f"the rule {rule.name} does not apply"
                 detail = f"{detail}: {refusal.detail}" if refusal.detail else detail
                 reason = refusal.reason
-            elif _is_float_operator(node):
+            elif is_float_operator(node):
                 reason, detail = "no-reference-rule", "no rule writes it as integer arithmetic"
             else:
                 continue
             node.meta[REFERENCE_KEY] = f"float: {reason}"
-            self.ledger.missed(reason, node, detail)
+            self.context.ledger.missed(reason, node, detail)
 
 
 def _tail(found: Found) -> Tail | None:
     return find_tail(found.operators[-1]) if found.quantize is None else tail_at(found.quantize)
 
 
-def _is_float_operator(node: Node) -> bool:
-    if node.op != "call_function" or qd.is_quantize(node) or qd.is_dequantize(node):
-        return False
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
-
-
-def _write_out(gm: GraphModule) -> None:
+def _write_out(gm: GraphModule, context: PassContext) -> None:
     for node in gm.graph.nodes:
         if qd.is_quantize(node):
             write, what = write_quantize, "quantize"
         elif qd.is_dequantize(node):
             write, what = write_dequantize, "dequantize"
         else:
+            continue
+        if not context.allows(f"write-out-{what}", node):
             continue
         before = node.prev
         with gm.graph.inserting_before(node):

@@ -96,6 +96,8 @@ def test_a_function_type_selects_calls_inside_modules(quantizer):
     assert quantized(quantizer.set_function_type_qconfig(F.linear, CONFIG)) == {"head": 255}
 
 
+# That of the function counts less than all others.
+@pytest.mark.filterwarnings("ignore::lowbit.errors.IneffectiveSettingWarning")
 def test_name_wins_over_module_type_over_function_type_over_global(quantizer):
     quantizer.set_global(OTHER)
     quantizer.set_function_type_qconfig(F.conv2d, None)

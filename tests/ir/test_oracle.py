@@ -9,7 +9,7 @@ import torch
 from lowbit.errors import UnsupportedError
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
-from lowbit.ir.oracle import Observers, run_exactly
+from lowbit.ir.oracle import Memory, Observers, run_exactly
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -130,3 +130,27 @@ def test_values_are_watched_and_recalled() -> None:
     )
     assert got.item() == -5.0
     assert seen == {"x": 3.0, "relu_default": 5.0, "neg_default": -5.0, "output": -5.0}
+
+
+def test_memory_is_of_the_same_tensors_as_they_were() -> None:
+    memory, x = Memory(), torch.tensor([0.5, 1.0])
+    limits = (0, 255, torch.uint8)
+    first = memory.compute(qd.QUANTIZE_PER_TENSOR, x, 0.5, 0, *limits)
+    assert memory.compute(qd.QUANTIZE_PER_TENSOR, x, 0.5, 0, *limits) is first
+    assert memory.compute(qd.QUANTIZE_PER_TENSOR, x.clone(), 0.5, 0, *limits) is not first
+    # Other parameters, and then other numbers in the same memory; of the result too.
+    assert memory.compute(qd.QUANTIZE_PER_TENSOR, x, 0.25, 0, *limits).tolist() == [2, 4]
+    x.mul_(2)
+    again = memory.compute(qd.QUANTIZE_PER_TENSOR, x, 0.25, 0, *limits)
+    assert again.tolist() == [4, 8]
+    again.zero_()
+    assert memory.compute(qd.QUANTIZE_PER_TENSOR, x, 0.25, 0, *limits).tolist() == [4, 8]
+
+
+def test_memory_compares_parameters_that_are_tensors() -> None:
+    memory, x, zero = Memory(), torch.tensor([[0.5], [1.0]]), torch.zeros(2, dtype=torch.int32)
+    limits = (0, 0, 255, torch.uint8)
+    first = memory.compute(qd.QUANTIZE_PER_CHANNEL, x, torch.tensor([0.5, 0.5]), zero, *limits)
+    assert memory.compute(qd.QUANTIZE_PER_CHANNEL, x, torch.tensor([0.5, 0.5]), zero, *limits) is first
+    other = memory.compute(qd.QUANTIZE_PER_CHANNEL, x, torch.tensor([0.5, 0.25]), zero, *limits)
+    assert other.tolist() == [[1], [4]]

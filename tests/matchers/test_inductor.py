@@ -87,6 +87,7 @@ class Lowering:
             patterns,
             lambda pattern, call, node: self.lowered.append(pattern.name),
             lambda pattern, call, refusal: self.refused.append((pattern.name, refusal.reason)),
+            lambda pattern, call: True,
         )
         self.gm.graph.eliminate_dead_code()
         self.gm.graph.lint()

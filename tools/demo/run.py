@@ -45,8 +45,8 @@ class Subject:
     rounds: int
 
 
-def run_demo(name: str, *, seed: int, diffs: Path, report: Path, console: Console) -> None:
-    """Run the demo of one of :data:`SUBJECTS` and show its tables on ``console``.
+def run_demo(name: str, *, seed: int, diffs: Path, report: Path, console: Console) -> list[Row]:
+    """Run the demo of one of :data:`SUBJECTS`, show its tables on ``console``, and return what was measured.
 
     Raises:
         LowbitError: what the flow raises, or scikit-learn is missing for the digits.
@@ -83,6 +83,7 @@ def run_demo(name: str, *, seed: int, diffs: Path, report: Path, console: Consol
     console.print(results_table(title, rows))
     console.print(passes_table(quantized.passes))
     console.print(f"What each pass changed: {diffs}/, and as a page: {report}", soft_wrap=True)
+    return rows
 
 
 def _size_row(quantized: QuantizedModel) -> Row:

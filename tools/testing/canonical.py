@@ -17,12 +17,12 @@ from ...ir.specs import DerivedQuantizationSpec, QuantizationSpecBase, SharedQua
 __all__ = ["canonical"]
 
 
-def canonical(gm: GraphModule) -> str:
+def canonical(gm: GraphModule, *, annotations: bool = True) -> str:
     """``gm`` with nodes by their position and attributes by what they hold."""
-    return "\n".join(_lines(gm))
+    return "\n".join(_lines(gm, annotations))
 
 
-def _lines(gm: GraphModule) -> Iterator[str]:
+def _lines(gm: GraphModule, annotations: bool) -> Iterator[str]:
     position: dict[Node, str] = {}
     modules: dict[int, int] = {}
     for index, node in enumerate(gm.graph.nodes):
@@ -36,7 +36,8 @@ def _lines(gm: GraphModule) -> Iterator[str]:
         elif node.op == "placeholder":
             target = ""
         arguments = map_arg((node.args, node.kwargs), lambda n: _Word(position.get(n, "?")))
-        yield f"%{index} {node.op} {target} {arguments}{_annotation(node, position)}"
+        annotation = _annotation(node, position) if annotations else ""
+        yield f"%{index} {node.op} {target} {arguments}{annotation}"
 
 
 class _Word(str):

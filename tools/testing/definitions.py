@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Final
 
-import attrs
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -19,61 +17,25 @@ from ...ir.aliasing import is_write
 from ...ir.annotation import QuantizationAnnotation, get_annotation
 from ...ir.attributes import find_attribute
 from ...ir.clone import clone_graph_module
-from ...ir.meta import ID_KEY, ORIGIN_KEY
+from ...ir.meta import ID_KEY, ORIGIN_KEY, REFERENCE_KEY
+from ...ir.operators import is_float_operator
 from ...ir.points import annotated_points, owner_of, tensor_of
-from ...ir.schema import argument
+from ...ir.schema import OpOverload, argument, operator_name
 from ...ir.sharing import resolve_sharing
 from ...ir.specs import DerivedQuantizationSpec, SharedQuantizationSpec
 from ...ir.stages import Stage, get_stage
 from ...ir.text import parse, to_tensors, to_text
 from ...ir.train_eval import switch_to_evaluation
 from ...ir.verifiers import is_observer, verify
-from ...passes import Pass
 from ...passes.contracts import contract_of
 from ...passes.equivalence import check_contract
-from ...passes.instruments import Change
+from ...passes.reference import RULES
 from .canonical import canonical
+from .data import refuses_to_convert_without_data, refuses_what_is_no_number
+from .modes import copies_are_alike, modes_return, state_kept
+from .run import Law, LawBroken, Run
 
 __all__ = ["LAWS", "Law", "LawBroken", "Run"]
-
-
-class LawBroken(AssertionError):  # noqa: N818  (it says what happened)
-    """A pass broke a law.
-
-    Args:
-        text: what was found.
-        law: the name of the law, where it is known.
-    """
-
-    def __init__(self, text: str, *, law: str = "") -> None:
-        super().__init__(text)
-        self.law = law
-
-
-@attrs.frozen(eq=False)
-class Run:
-    """One run of a pass.
-
-    Args:
-        pass_: the pass.
-        before: the graph it was run on.
-        after: the graph it made.
-        said: whether it said that it changed anything.
-        change: what it changed.
-        inputs: of the graph.
-        again: runs the pass on another graph in the same way.
-    """
-
-    pass_: Pass
-    before: GraphModule
-    after: GraphModule
-    said: bool
-    change: Change
-    inputs: tuple[Any, ...]
-    again: Callable[[GraphModule], Run]
-
-
-Law = Callable[[Run], None]
 
 
 def stage_verified(run: Run) -> None:
@@ -305,6 +267,34 @@ def _owners(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
+def everything_decided(run: Run) -> None:
+    """With the quantizer of a backend, each float operator has one decision in the ledger, with its reason."""
+    if run.pass_.ensures is not Stage.ANNOTATED or getattr(run.context.quantizer, "backend_name", None) is None:
+        return
+    made = Counter(decision.node for decision in run.context.ledger.decisions)
+    for node in filter(is_float_operator, run.after.graph.nodes):
+        if made[node.name] != 1:
+            raise LawBroken(f"%{node.name} has {made[node.name]} decisions")
+
+
+def rules_fire(run: Run) -> None:
+    """What the reference representation has a rule for is written by it, or the rule says why not."""
+    if run.pass_.ensures is not Stage.REFERENCE:
+        return
+    for node in run.after.graph.nodes:
+        if node.meta.get(REFERENCE_KEY) == "float: no-reference-rule" and _rule_name(node) in _RULES:
+            raise LawBroken(f"%{node.name} stays float, as if there were no rule {_rule_name(node)}")
+
+
+_RULES: Final = frozenset(rule.name for rule in RULES)
+
+
+def _rule_name(node: Node) -> str:
+    # Rules are named after what they write, and read tensors alone, but for lists of them.
+    reads_a_number = any(isinstance(argument, (int, float)) for argument in node.args[:2])
+    return "" if reads_a_number or not isinstance(node.target, OpOverload) else operator_name(node.target)[1]
+
+
 def _relabels(run: Run) -> bool:
     """Whether what lowbit keeps in metadata differs, which passes tell each other by."""
     before, after = (
@@ -324,12 +314,19 @@ LAWS: Final[tuple[Law, ...]] = (
     runs,
     report_honest,
     nothing_left_over,
+    everything_decided,
+    rules_fire,
+    state_kept,
     annotations_preserved,
     one_observer_a_group,
     idempotent,
+    refuses_what_is_no_number,
+    refuses_to_convert_without_data,
+    modes_return,
     blind_to_names,
     deterministic,
     text_reads_back,
+    copies_are_alike,
 )
 """All laws, those that cost most at the end. That the caller's graph and tensors stay as they are, and that a
 change is not concealed, is checked by the pass manager in every run."""

@@ -57,7 +57,8 @@ class _Recorded:
 
 def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None) -> Run:
     recorded = _Recorded(pass_)
-    after = PassManager((recorded,)).run(gm, Pipeline((recorded,)), subject.context(backend))  # pyright: ignore
+    context = subject.context(backend)
+    after = PassManager((recorded,)).run(gm, Pipeline((recorded,)), context)  # pyright: ignore
     assert recorded.change is not None
     return Run(
         pass_,
@@ -66,6 +67,7 @@ def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None
         recorded.said,
         recorded.change,
         subject.inputs,
+        context,
         lambda other: _run(pass_, other, subject, backend),
     )
 

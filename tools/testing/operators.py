@@ -70,6 +70,14 @@ def _binary(*targets: Any) -> Emit:
     return emit
 
 
+def _identity(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    if not _is_float(x):
+        return None
+    if option % 5 == 0:
+        return to.call(_aten.dropout.default, x, (0.5, 0.1, 0.3)[option % 3], to.is_training)
+    return to.call((_aten.detach, _aten.alias, _aten.clone, _aten.contiguous)[option % 5 - 1].default, x)
+
+
 def _scalar(to: Registers, x: Node, _: Node, option: int) -> Node:
     target, value = ((_aten.add.Tensor, 2), (_aten.mul.Tensor, 3), (_aten.add.Tensor, 0.5))[option % 3]
     return to.call(target, x, value)
@@ -100,6 +108,8 @@ def _linear(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     if not _is_float(x) or not _shape(x) or not _shape(x)[-1]:
         return None
     weight, bias = _weighted(to, to.random(1 + option % 4, _shape(x)[-1]), option)
+    if option % 7 == 6:
+        return to.call(_aten.linear.default, x, weight=weight, bias=bias)
     return to.call(_aten.linear.default, x, weight, bias)
 
 
@@ -136,9 +146,9 @@ def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Node | N
     """
     for node in reversed(to.graph.nodes):
         if node.target in QUANTIZABLE and _shape(node.args[0]) == _shape(x) and _is_float(x):
-            weight, bias = node.args[1:3]
+            weight, bias, *rest = (*node.args[1:], *node.kwargs.values())
             bias = bias if bias is None or option % 2 else to.read_again(bias)
-            again = to.call(node.target, x, to.read_again(weight), bias, *node.args[3:])
+            again = to.call(node.target, x, to.read_again(weight), bias, *rest)
             return (_batch_norm(to, again, y, option) or again) if option % 3 else again
     return None
 
@@ -150,12 +160,20 @@ def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     if to.is_training and math.prod(shape) <= shape[1]:
         return None  # torch refuses one value a channel
     channels = shape[1]
-    affine = [to.constant(n, to.random(channels), is_parameter=True) for n in ("gamma", "beta")]
+    gamma, beta = (to.random(channels) for _ in range(2))
+    if option % 7 == 5:
+        gamma[0] = 0.0  # a channel that is off, as torchvision begins with
+    affine = [to.constant(n, v, is_parameter=True) for n, v in (("gamma", gamma), ("beta", beta))]
     mean = to.constant("running_mean", to.random(channels))
     variance = to.constant("running_var", to.random(channels).abs() + 0.1)
-    eps = (1e-5, 1e-3, 0.1)[option % 3]
+    eps, momentum = (1e-5, 1e-3, 0.1)[option % 3], (0.1, 0.3, 0.03, 0.1)[option % 4]
     affine = [None, None] if option % 5 == 4 else affine
-    return to.call(_aten.batch_norm.default, x, *affine, mean, variance, to.is_training, 0.1, eps, True)
+    # Some are frozen while the others train.
+    training = to.is_training and option % 6 != 4
+    statistics = [mean, variance]
+    if option % 11 == 10 and math.prod(shape) > channels:
+        statistics, training = [None, None], True  # those of the batch, always
+    return to.call(_aten.batch_norm.default, x, *affine, *statistics, training, momentum, eps, True)
 
 
 def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | None:
@@ -228,13 +246,7 @@ OPERATORS: Final[dict[str, Emit]] = {
         (_aten.hardswish.default,),
         (_aten.softmax.int, -1),
     ),
-    "identity": _unary(
-        (_aten.dropout.default, 0.5, False),
-        (_aten.detach.default,),
-        (_aten.alias.default,),
-        (_aten.clone.default,),
-        (_aten.contiguous.default,),
-    ),
+    "identity": _identity,
     "binary": _binary(_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor),
     "scalar": _scalar,
     "in_place": _in_place,

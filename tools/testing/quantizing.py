@@ -18,7 +18,12 @@ from ...ir.observers import (
     PlaceholderObserver,
 )
 from ...ir.quantizer import Quantizer
-from ...ir.specs import QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
+from ...ir.specs import (
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
 from .operators import QUANTIZABLE
 
 __all__ = ["ACTIVATIONS", "WEIGHTS", "Choices", "DrawnQuantizer"]
@@ -36,16 +41,17 @@ def _weight(qscheme: torch.qscheme, low: int = -128) -> QuantizationSpec:
     return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, low, 127, qscheme, 0)
 
 
-ACTIVATIONS: Final = (
+ACTIVATIONS: Final[tuple[QuantizationSpec | FixedQParamsQuantizationSpec | None, ...]] = (
     None,
     _activation(torch.uint8, 0, 127),
     QuantizationSpec(torch.uint8, MovingAverageMinMaxObserver, 0, 127, torch.per_tensor_affine),
     _activation(torch.int8, -128, 127),
     _activation(torch.int8, -127, 127, torch.per_tensor_symmetric),
     QuantizationSpec(torch.uint8, PlaceholderObserver, 0, 255, torch.per_tensor_affine, is_dynamic=True),
+    FixedQParamsQuantizationSpec(torch.uint8, scale=1 / 64, zero_point=128),
 )
 """What an activation may be given; the first leaves it float."""
-WEIGHTS: Final = (
+WEIGHTS: Final[tuple[QuantizationSpec | None, ...]] = (
     None,
     _weight(torch.per_channel_symmetric),
     _weight(torch.per_tensor_affine),
@@ -70,12 +76,15 @@ class Choices:
         weight: index into :data:`WEIGHTS`.
         output: index into :data:`ACTIVATIONS`; -1 for what its first input has, shared.
         shares: whether its inputs may share with other points of their tensors.
+        anchor: 0, or how many operators further on the one is, counted in a circle, whose first input its own
+            first input shares the spec of; which may be illegal.
     """
 
     activation: int = 0
     weight: int = 0
     output: int = 0
     shares: bool = True
+    anchor: int = 0
 
 
 @attrs.frozen
@@ -90,18 +99,17 @@ class DrawnQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate in place."""
-        index = 0
-        for node in model.graph.nodes:
-            if self.choices and node.op == "call_function" and _is_float(node):
-                self._annotate(node, self.choices[index % len(self.choices)])
-                index += 1
+        nodes = [n for n in model.graph.nodes if n.op == "call_function" and _is_float(n)]
+        for index, node in enumerate(nodes if self.choices else ()):
+            choices = self.choices[index % len(self.choices)]
+            self._annotate(node, choices, nodes[(index + choices.anchor) % len(nodes)])
         return model
 
-    def _annotate(self, node: Node, choices: Choices) -> None:
+    def _annotate(self, node: Node, choices: Choices, anchor: Node) -> None:
         weight = node.args[1] if node.target in QUANTIZABLE else None
         bias = node.args[2] if node.target in QUANTIZABLE and len(node.args) > 2 else None
         activation = self._spec(ACTIVATIONS[choices.activation % len(ACTIVATIONS)])
-        if activation is not None and activation.is_dynamic and any(map(_is_empty, node.all_input_nodes)):
+        if _is_dynamic(activation) and any(map(_is_empty, node.all_input_nodes)):
             activation = None  # torch finds no range of nothing, and says so when the model runs
         of_weight = self._spec(WEIGHTS[choices.weight % len(WEIGHTS)])
         inputs: dict[Node, QuantizationSpecBase | None] = {
@@ -111,12 +119,14 @@ class DrawnQuantizer(Quantizer):
         }
         output: QuantizationSpecBase | None = None
         first = node.args[0] if node.args else None
+        if anchor is not node and anchor.args and isinstance(first, Node) and first in inputs:
+            inputs[first] = SharedQuantizationSpec((anchor.args[0], anchor))  # pyright: ignore[reportArgumentType]
         if choices.output >= 0:
             output = self._spec(ACTIVATIONS[choices.output % len(ACTIVATIONS)])
         elif isinstance(first, Node) and inputs.get(first) is not None:
             output = SharedQuantizationSpec((first, node))
         # What is found at run time cannot be shared: it has no observer that could be.
-        if any(isinstance(s, QuantizationSpec) and s.is_dynamic for s in (*inputs.values(), output)):
+        if any(map(_is_dynamic, (*inputs.values(), output))):
             output = None
         if self.is_qat:
             # Nothing is quantized between a convolution and its BatchNorm: they become one.
@@ -124,13 +134,19 @@ class DrawnQuantizer(Quantizer):
             inputs = {} if node.target is _BATCH_NORM else inputs
         set_annotation(node, QuantizationAnnotation(inputs, output, choices.shares))
 
-    def _spec(self, spec: QuantizationSpec | None) -> QuantizationSpec | None:
+    def _spec(self, spec: QuantizationSpecBase | None) -> QuantizationSpecBase | None:
         if spec is None or not self.is_qat:
             return spec
+        if not isinstance(spec, QuantizationSpec):
+            return None
         observer = _TRAINED.get(spec.observer_or_fake_quant_ctr)  # pyright: ignore[reportArgumentType]
         if observer is None:
             return None
         return attrs.evolve(spec, observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=observer))
+
+
+def _is_dynamic(spec: QuantizationSpecBase | None) -> bool:
+    return isinstance(spec, QuantizationSpec) and spec.is_dynamic
 
 
 def _is_empty(node: Node) -> bool:

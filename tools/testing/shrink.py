@@ -46,7 +46,7 @@ def _simpler(subject: Subject) -> Iterator[Subject]:
     for simpler in _simpler_program(program):
         yield attrs.evolve(subject, program=simpler)
     for index, choice in enumerate(choices):
-        for new in _smaller(choice, ("activation", "weight", "output")):
+        for new in _smaller(choice, ("activation", "weight", "output", "anchor")):
             yield attrs.evolve(subject, choices=(*choices[:index], new, *choices[index + 1 :]))
 
 

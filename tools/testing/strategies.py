@@ -65,8 +65,9 @@ def choices() -> st.SearchStrategy[Choices]:
         Choices,
         st.integers(0, len(ACTIVATIONS) - 1),
         st.integers(0, len(WEIGHTS) - 1),
-        st.integers(-1, len(ACTIVATIONS) - 2),
+        st.integers(-1, len(ACTIVATIONS) - 1),
         st.booleans(),
+        st.sampled_from((0, 0, 0, 0, 0, 0, 0, 1, 2, 3)),
     )
 
 

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import attrs
+import torch
 from torch.fx import GraphModule
 
 from ...backends.base import Backend
@@ -105,5 +106,7 @@ def forget() -> None:
 def calibrate(gm: GraphModule, subject: Subject) -> None:
     """Show a prepared graph two batches."""
     assert get_stage(gm) is Stage.OBSERVED
-    for index in range(2):
-        gm(*example_inputs(subject.program, index))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.program.seed)  # for dropouts
+        for index in range(2):
+            gm(*example_inputs(subject.program, index))

@@ -158,3 +158,62 @@ def test_inputs_stay_as_they_are(exported: GraphModule, image: Tensor) -> None:
     kept = image.clone()
     prepare_pt2e(exported, quantizer(), verify="numeric", example_inputs=(image,))
     assert torch.equal(image, kept)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.relu_()
+        return self.second(y) + self.first(x)
+
+
+@attrs.frozen
+class BeforeTheWrite:
+    """Reads what ``relu_`` writes to as it was before: right only if the two were the same."""
+
+    name: ClassVar[str] = "before-the-write"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        (relu,) = gm.graph.find_nodes(op="call_function", target=aten.relu_.default)
+        relu.replace_all_uses_with(relu.args[0])
+        gm.graph.erase_node(relu)
+        return True
+
+
+def test_values_that_were_overwritten_are_not_recalled(image: Tensor) -> None:
+    torch.manual_seed(0)
+    exported = torch.export.export(InPlace().eval(), (image,)).module()
+    options: dict[str, Any] = {"verify": "numeric", "example_inputs": (image,)}
+    prepare_pt2e(exported, quantizer(), **options)
+    with pytest.raises(ContractError) as caught:
+        prepare_pt2e(exported, quantizer(), pipeline=PREPARE.before("normalize", BeforeTheWrite()), **options)
+    assert caught.value.pass_name == "before-the-write"
+
+
+def test_an_integer_of_a_stored_weight_counts(prepared: GraphModule, image: Tensor) -> None:
+    """Quantized weights that are equal are not dequantized again; one that is a step off is."""
+
+    @attrs.frozen
+    class StepOff(ShiftZeroPoint):
+        name: ClassVar[str] = "step-off"
+
+        def run(self, gm: GraphModule, context: PassContext) -> bool:
+            weight = get_tensor(gm, "conv.weight_int8").clone()
+            weight[0, 0, 1, 1] ^= 1
+            set_tensor(gm, "conv.weight_int8", weight)
+            return True
+
+    with pytest.raises(ContractError) as caught:
+        convert_pt2e(
+            prepared,
+            pipeline=CONVERT.after("fold-quantize", StepOff()),
+            verify="numeric",
+            example_inputs=(image,),
+        )
+    assert caught.value.pass_name == "step-off"

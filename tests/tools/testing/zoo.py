@@ -178,8 +178,8 @@ ZOO: Final = (
     Mutant(
         "a change of attributes concealed",
         "passes.normalize:_normalize",
-        "changed |= _merge_attribute_reads(graph)",
-        "_merge_attribute_reads(graph)",
+        "changed |= _merge_attribute_reads(graph, context)",
+        "_merge_attribute_reads(graph, context)",
         NORMALIZE,
     ),
     Mutant(

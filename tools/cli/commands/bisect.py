@@ -1,0 +1,142 @@
+"""``lowbit bisect``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+from torch.fx import GraphModule
+
+from ....backends.registry import get_backend
+from ....errors import OptionError
+from ....ir.meta import BACKEND_KEY
+from ....ir.stages import Stage, get_stage
+from ....passes import Pipeline
+from ...bisect import Check, Passes, Step, script_check, verb_steps
+from ...bisect import bisect as bisect_steps
+from ..failures import FOUND
+from ..quantizing.calibration_data import batches_for, find_data
+from ..quantizing.model_inputs import inputs_of
+from ..quantizing.named_object import find_object, is_object_name
+from ..quantizing.target import find_target, make_quantizer
+from ..saved_graphs import GRAPH_FILE, import_option, read_graph
+from ..terminal import BACKEND, Output, common_options, progress_bar
+
+__all__ = ["bisect"]
+
+
+@click.command()
+@click.argument("graph", type=GRAPH_FILE)
+@click.option(
+    "--check",
+    required=True,
+    metavar="CHECK",
+    help="What says whether a model is good: package.module:name of a function that is handed a GraphModule "
+    "and returns True or False, or a command that is handed the file of a saved graph and ends with 0 or 1.",
+)
+@click.option("--backend", type=BACKEND, metavar="NAME", help="That of the graph if left out.")
+@click.option("--preset", metavar="NAME", help="The preset that a float graph is prepared with.")
+@click.option("--calibration", metavar="DATA", help="For float graphs; as in lowbit quantize.")
+@click.option(
+    "--left-float",
+    "--skip",
+    "left_float",
+    multiple=True,
+    metavar="MODULE",
+    help="As in lowbit quantize.",
+)
+@click.option("--pipeline", metavar="PASSES", help="Passes to look through, instead of those of the verbs.")
+@import_option
+@common_options
+def bisect(
+    *,
+    graph: Path,
+    check: str,
+    backend: str | None,
+    preset: str | None,
+    calibration: str | None,
+    left_float: tuple[str, ...],
+    pipeline: str | None,
+    as_json: bool,
+) -> None:
+    """Find the pass, and in it the rule application, that breaks a model.
+
+    GRAPH is a saved graph: float, prepared or converted. What the verbs would do with it is done, and the
+    check tells the first pass after which the model is bad. The exit code is 1 if there is one.
+
+    \b
+    lowbit bisect graphs/prepared.lowbit --check my_checks:is_accurate
+    lowbit bisect graphs/float.lowbit --calibration data.npz --check 'python check.py'
+
+    \b
+    Keys of --json:
+      format, version   "lowbit-bisect", 1
+      verdict           "found", "never-fails" or "fails-before"
+      pass_name, index  the pass, and its position; null where none was found
+      application       {rule, node, …} or null; number, applications: which, of how many
+      error             what was raised, or null
+      checks            how often the check ran
+      confirmed         whether it was the same when tried again
+    """
+    say = _check(check)
+    with Output(as_json) as output:
+        gm = read_graph(graph)
+        if pipeline is None:
+            steps = _steps_of_verbs(gm, backend, preset, calibration, left_float)
+        else:
+            steps = _steps_of_passes(gm, pipeline, backend, preset)
+        with progress_bar() as progress:
+            task = progress.add_task("checking", total=None)
+
+            def counted(model: GraphModule) -> bool:
+                progress.advance(task)
+                return say(model)
+
+            found = bisect_steps(gm, steps, counted)
+        data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found)}
+        output.result(data, lambda console: console.print(str(found), soft_wrap=True))
+    if found.verdict != "never-fails":
+        raise click.exceptions.Exit(FOUND)
+
+
+def _check(check: str) -> Check:
+    if not is_object_name(check):
+        return script_check(shlex.split(check))
+    found: Callable[[GraphModule], Any] = find_object(check)
+    if not callable(found):
+        raise OptionError(f"the check {check} is a {type(found).__name__}", hint="name a function")
+    return lambda model: bool(found(model))
+
+
+def _steps_of_verbs(
+    gm: GraphModule,
+    backend: str | None,
+    preset: str | None,
+    calibration: str | None,
+    left_float: tuple[str, ...],
+) -> tuple[Step, ...]:
+    if get_stage(gm) is not Stage.FLOAT:
+        # Packed weights cannot be saved for a script.
+        return verb_steps(gm, backend=backend, pack_weights=False)
+    if calibration is None:
+        raise OptionError(
+            "a float graph is prepared and calibrated on the way, and there are no data",
+            hint="give --calibration, or a prepared or converted graph",
+        )
+    data = find_data(calibration)()
+    quantizer = make_quantizer(find_target(backend, preset), left_float)
+    batches, _, _ = batches_for(inputs_of(gm), data, batch_size=None, steps=None)
+    return verb_steps(gm, quantizer=quantizer, data=list(batches), pack_weights=False)
+
+
+def _steps_of_passes(
+    gm: GraphModule, pipeline: str, backend: str | None, preset: str | None
+) -> tuple[Step, ...]:
+    passes = Pipeline.parse(pipeline)
+    name = backend or gm.meta.get(BACKEND_KEY)
+    quantizer = make_quantizer(find_target(name, preset)) if "annotate" in passes.names else None
+    return (Passes(passes, quantizer, () if name is None else get_backend(name).patterns),)

@@ -1,0 +1,70 @@
+"""``lowbit explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import click
+from rich.console import Console
+
+from ....errors import OptionError
+from ...explain import explain as explain_model
+from ...explain import why_shared
+from ..saved_graphs import GRAPH_FILE, import_option, read_graph
+from ..terminal import Output, common_options
+
+__all__ = ["explain"]
+
+
+@click.command()
+@click.argument("graph", type=GRAPH_FILE)
+@click.argument("about", required=False)
+@click.option(
+    "--shared",
+    nargs=2,
+    metavar="A B",
+    help="Say why two tensors of a prepared graph share one scale, or why they do not: names of nodes, or "
+    "edges such as 'relu -> conv2d'.",
+)
+@import_option
+@common_options
+def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, as_json: bool) -> None:
+    """Say what was quantized and what was not, and why.
+
+    GRAPH is what save_graph or lowbit quantize --save-graphs wrote of a prepared, converted or lowered model.
+    ABOUT is a node, a module (layer1.0.conv1) or a source line (model.py:42); without it, the whole model.
+
+    \b
+    lowbit explain graphs/lowered.lowbit
+    lowbit explain graphs/lowered.lowbit layer1.0.conv1
+    lowbit explain graphs/prepared.lowbit --shared relu cat
+
+    \b
+    Keys of --json:
+      format, version   "lowbit-explain", 1
+      about             text or null
+      coverage          {quantized, left_float: [[reason, count]], not_lowered, backend}
+      operators         [{node, target, status, reason, meaning, advice, …}]
+      sharing           {a, b, shares, chain, why_not, group}, with --shared alone
+    """
+    if about is not None and shared is not None:
+        raise OptionError(
+            "both ABOUT and --shared were given", hint="ask about one part, or about two tensors"
+        )
+    with Output(as_json) as output:
+        gm = read_graph(graph)
+        head = {"format": "lowbit-explain", "version": 1, "about": about}
+        if shared is not None:
+            sharing = why_shared(gm, *shared)
+            output.result(
+                {**head, "sharing": attrs.asdict(sharing)}, lambda console: _print(console, sharing)
+            )
+            return
+        explanation = explain_model(gm, about)
+        data = attrs.asdict(explanation)
+        output.result({**head, **data, "about": about}, lambda console: _print(console, explanation))
+
+
+def _print(console: Console, text: object) -> None:
+    console.print(str(text), soft_wrap=True)

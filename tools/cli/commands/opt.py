@@ -1,0 +1,133 @@
+"""``lowbit opt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+from rich.console import Console
+from rich.text import Text
+from torch.fx import GraphModule
+
+from ....backends.registry import get_backend
+from ....ir.ledger import Ledger
+from ....ir.meta import BACKEND_KEY, LEDGER_KEY
+from ....ir.quantizer import Quantizer
+from ....ir.stages import get_stage
+from ....ir.text import save_graph
+from ....passes import Pass, PassContext, PassManager, Pipeline
+from ....passes.instruments import Change, PrintChanges, TraceChanges, Verify
+from ....passes.instruments.diff_to_json import change_as_data
+from ..quantizing.files import check_is_writable, written_whole
+from ..quantizing.target import find_target, make_quantizer
+from ..saved_graphs import GRAPH_FILE, import_option, read_graph
+from ..terminal import BACKEND, Output, common_options
+
+__all__ = ["opt"]
+
+
+@attrs.frozen
+class _Collect:
+    """An instrument that keeps what each pass did."""
+
+    changes: list[tuple[Pass, Change]] = attrs.Factory(list)
+    data: list[dict[str, Any]] = attrs.Factory(list)
+
+    def before(self, pass_: Pass, gm: GraphModule) -> None:
+        """Nothing to do."""
+
+    def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:
+        """Keep it."""
+        self.changes.append((pass_, change))
+        self.data.append(change_as_data(change.index, pass_, gm, change))
+
+
+@click.command()
+@click.argument("pipeline")
+@click.argument("graph", type=GRAPH_FILE)
+@click.option("--stat", is_flag=True, help="Print how much changed by module, rather than each node.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the graph that results."
+)
+@click.option(
+    "--backend",
+    type=BACKEND,
+    metavar="NAME",
+    help="Whose quantizer annotates and whose patterns are lowered; that of the graph if left out.",
+)
+@click.option("--preset", metavar="NAME", help="The preset that the pass annotate takes.")
+@import_option
+@common_options
+def opt(
+    *,
+    pipeline: str,
+    graph: Path,
+    stat: bool,
+    output: Path | None,
+    backend: str | None,
+    preset: str | None,
+    as_json: bool,
+) -> None:
+    """Run passes on a saved graph, and print what changed.
+
+    PIPELINE is passes with commas between them, options in braces; lowbit passes lists them. GRAPH is what
+    save_graph or lowbit quantize --save-graphs wrote.
+
+    \b
+    lowbit opt normalize,fold-batch-norm graphs/float.lowbit --stat
+    lowbit opt 'duplicate-dequantize, fold-quantize' graph.lowbit -o folded.lowbit
+
+    \b
+    Keys of --json:
+      format, version   "lowbit-opt", 1
+      pipeline          as text
+      stage             of the graph that results
+      passes            [{index, pass, stage, node_count, diff}], each as pass-diff.schema.json says
+      output            path or null
+    """
+    passes = Pipeline.parse(pipeline)
+    if output is not None:
+        check_is_writable(output, "output")
+    with Output(as_json) as to:
+        gm = read_graph(graph)
+        name = backend or gm.meta.get(BACKEND_KEY)
+        quantizer = _quantizer(name, preset) if "annotate" in passes.names else None
+        context = PassContext(
+            quantizer=quantizer,
+            ledger=gm.meta.get(LEDGER_KEY, Ledger()).copy(),
+            patterns=() if name is None else get_backend(name).patterns,
+        )
+        collect = _Collect()
+        result = PassManager((Verify(), TraceChanges(), collect)).run(gm, passes, context)
+        result.meta[LEDGER_KEY] = context.ledger
+        if name is not None:
+            result.meta[BACKEND_KEY] = name
+        if output is not None:
+            with written_whole(output) as draft:
+                save_graph(result, draft)
+
+        def show(console: Console) -> None:
+            printer = PrintChanges(console, stat)
+            for pass_, change in collect.changes:
+                if change.changed:
+                    printer.after(pass_, result, change)
+                else:
+                    console.print(Text(f"{change.index:02} {pass_.name}: nothing changed", style="dim"))
+            if output is not None:
+                console.print(f"wrote {output}", soft_wrap=True)
+
+        data = {
+            "format": "lowbit-opt",
+            "version": 1,
+            "pipeline": str(passes),
+            "stage": get_stage(result).name,
+            "passes": collect.data,
+            "output": None if output is None else str(output),
+        }
+        to.result(data, show)
+
+
+def _quantizer(backend: str | None, preset: str | None) -> Quantizer:
+    return make_quantizer(find_target(backend, preset))

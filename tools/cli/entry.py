@@ -1,0 +1,50 @@
+"""The command line: ``lowbit``."""
+
+from __future__ import annotations
+
+import click
+
+from .commands.backends import backends
+from .commands.bisect import bisect
+from .commands.capabilities import capabilities
+from .commands.completion import completion
+from .commands.demo import demo
+from .commands.diff import diff
+from .commands.doctor import doctor
+from .commands.explain import explain
+from .commands.opt import opt
+from .commands.passes import passes
+from .commands.quantize import quantize_command
+from .group import CommandGroup
+
+__all__ = ["main"]
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lowbit", prog_name="lowbit")
+def main() -> None:
+    """Quantize PyTorch models with compiler passes on FX graphs.
+
+    \b
+    lowbit quantize my_model:build --calibration data.npz --output int8.pt2
+    lowbit doctor
+
+    Every command takes --json, which prints one JSON document and tells errors as JSON on stderr, and
+    --traceback, which shows where an error came from.
+    """
+
+
+for _command in (
+    backends,
+    bisect,
+    capabilities,
+    completion,
+    demo,
+    diff,
+    doctor,
+    explain,
+    opt,
+    passes,
+    quantize_command,
+):
+    main.add_command(_command)

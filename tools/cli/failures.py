@@ -1,0 +1,123 @@
+"""What goes wrong, as people and programs read it: text or JSON on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import attrs
+import click
+
+from ...errors import LowbitError, OptionError, PipelineError, UnknownNameError
+
+__all__ = ["EXIT_CODES", "FOUND", "USAGE", "Failure", "describe", "in_code_of_yours"]
+
+FOUND: Final = 1
+USAGE: Final = 2
+_REFUSED: Final = 3
+_RAISED: Final = 4
+_INTERRUPTED: Final = 130
+
+EXIT_CODES: Final = {
+    0: "done, and nothing was found",
+    FOUND: "a comparison or a check found something: graphs differ, a check of doctor failed",
+    USAGE: "the command was not understood: an option, a name, a pipeline or a configuration file",
+    _REFUSED: "lowbit refused the model, the data or the graph; the message says why and what to do",
+    _RAISED: "code that is not lowbit's raised (or lowbit has a defect); the traceback is shown",
+    _INTERRUPTED: "interrupted",
+}
+"""What each exit code means."""
+
+_OURS: Final = tuple(
+    f"{folder}{os.sep}" for folder in (Path(__file__).parents[2], Path(click.__file__).parent)
+)
+_MARK: Final = "raised by "
+
+
+@attrs.frozen
+class Failure:
+    """Something that ended a command.
+
+    Args:
+        exit_code: one of :data:`EXIT_CODES`.
+        kind: name of the exception's class.
+        found: what was found.
+        where: the places it was found at.
+        hint: what to do next.
+        pass_name: the pass it was found in.
+        traceback: text of the traceback, where there is one to show.
+    """
+
+    exit_code: int
+    kind: str
+    found: str
+    where: tuple[str, ...] = ()
+    hint: str = ""
+    pass_name: str | None = None
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        error = LowbitError(self.found, where=self.where, hint=self.hint)
+        error.pass_name = self.pass_name
+        return f"{self.traceback}error: {error}"
+
+    def as_data(self) -> dict[str, Any]:
+        """What ``--json`` writes to stderr."""
+        return {
+            "format": "lowbit-error",
+            "version": 1,
+            "exit_code": self.exit_code,
+            "kind": self.kind,
+            "found": self.found,
+            "where": list(self.where),
+            "hint": self.hint,
+            "pass": self.pass_name,
+            "traceback": self.traceback or None,
+        }
+
+
+def describe(error: BaseException, *, with_traceback: bool) -> Failure:
+    """``error`` as a failure.
+
+    lowbit's own errors have a traceback only if it is asked for; those of other code always have.
+    """
+    kind = type(error).__name__
+    text = "".join(traceback.format_exception(error)) if with_traceback else ""
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return Failure(_INTERRUPTED, kind, "interrupted", traceback=text)
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"{context.command_path} --help lists the options" if context is not None else ""
+        return Failure(error.exit_code, kind, error.format_message(), hint=hint, traceback=text)
+    if isinstance(error, LowbitError):
+        code = USAGE if isinstance(error, (OptionError, PipelineError, UnknownNameError)) else _REFUSED
+        return Failure(code, kind, error.found, error.where, error.hint, error.pass_name, text)
+    return _raised_by_others(error)
+
+
+def in_code_of_yours(error: BaseException, who: str) -> None:
+    """Note on ``error`` that ``who`` raised it, code that the user named; its traceback starts there."""
+    error.add_note(_MARK + who)
+
+
+def _raised_by_others(error: BaseException) -> Failure:
+    noted = [note for note in getattr(error, "__notes__", ()) if note.startswith(_MARK)]
+    start = _first_frame_of_others(error.__traceback__) if noted else error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, start))
+    hint = "" if noted else "if this is not from code of yours, it is a defect of lowbit: please report it"
+    found = f"{type(error).__name__}: {error}"
+    return Failure(_RAISED, type(error).__name__, found, tuple(noted), hint, None, text)
+
+
+def _first_frame_of_others(start: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of the command line that led to the user's code."""
+    frame = start
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if not file.startswith((*_OURS, "<frozen")):
+            return frame
+        frame = frame.tb_next
+    return start

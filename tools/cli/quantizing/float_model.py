@@ -1,0 +1,160 @@
+"""The float model that is quantized: found by its name or file, built, and exported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ....errors import CalibrationDataError, GraphInputError, OptionError
+from .named_object import call_user, code_of, find_object, is_object_name
+
+__all__ = ["Built", "export", "find_model"]
+
+Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+"""Positional and keyword arguments of a model."""
+
+
+@attrs.frozen(eq=False)
+class Built:
+    """A model as it was built or loaded.
+
+    Args:
+        name: what it is called in messages.
+        model: the module, or the program it was exported as.
+        example: arguments that it takes, if they came with it.
+    """
+
+    name: str
+    model: nn.Module | ExportedProgram
+    example: Arguments | None
+
+
+def find_model(name: str) -> Callable[[], Built]:
+    """What builds or loads the model; modules are imported and files looked for at once.
+
+    Raises:
+        OptionError: ``name`` is neither a file nor ``package.module:name``, or there is no such thing.
+        UnknownNameError: the module has no such name.
+        Exception: what importing the module raised.
+    """
+    if name.endswith(".pt2"):
+        if not Path(name).is_file():
+            raise OptionError(f"there is no file {name}", hint="check its path")
+        return lambda: _load(name)
+    if not is_object_name(name):
+        raise OptionError(
+            f"the model {name!r} is neither package.module:name nor a .pt2 file",
+            hint="name a function: my_model:build for build() in my_model.py of the current folder",
+        )
+    found = find_object(name)
+    if not callable(found) or isinstance(found, nn.Module):
+        return lambda: _built(found, name)
+    return lambda: _built(call_user(found, name), name)
+
+
+def export(built: Built, first_batch: Any = None) -> GraphModule:
+    """The graph of a model in evaluation mode.
+
+    Args:
+        built: the model.
+        first_batch: a batch of calibration data, from which the arguments come if none came with the model.
+
+    Raises:
+        OptionError: there are no arguments to export it with.
+        GraphInputError: torch.export cannot export it.
+        Exception: what the model raised at its arguments.
+    """
+    if isinstance(built.model, ExportedProgram):
+        return built.model.module()
+    model = built.model.eval()
+    args, kwargs = built.example or _arguments(model, first_batch, built.name)
+    # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
+    with torch.no_grad(), code_of(f"{built.name}, at its example inputs"):
+        model(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, args, kwargs).module()
+    # torch.export has no error type of its own.
+    except Exception as error:
+        raise GraphInputError(
+            f"torch.export cannot export {built.name}: {_first_line(error)}",
+            hint="export it yourself and return the ExportedProgram, or pass it as a .pt2 file; --traceback "
+            "shows all of torch's message",
+        ) from error
+
+
+def _load(path: str) -> Built:
+    try:
+        program = torch.export.load(path)
+    # What a broken file raises is not documented: errors of zip, of JSON, of tensors.
+    except Exception as error:
+        raise GraphInputError(
+            f"{path} is no program that torch.export.load reads: {_first_line(error)}",
+            hint="write it with torch.export.save(torch.export.export(model.eval(), inputs), path)",
+        ) from error
+    return Built(path, program, program.example_inputs)
+
+
+def _built(made: Any, name: str) -> Built:
+    if isinstance(made, ExportedProgram):
+        return Built(name, made, made.example_inputs)
+    if isinstance(made, nn.Module):
+        return Built(name, made, None)
+    if isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return Built(name, made[0], _as_arguments(made[1], name))
+    raise GraphInputError(
+        f"{name} gives a {type(made).__name__}",
+        hint="return a torch.nn.Module, (module, example inputs) or an ExportedProgram",
+    )
+
+
+def _as_arguments(inputs: Any, name: str) -> Arguments:
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return tuple(inputs), {}
+    raise GraphInputError(
+        f"the example inputs of {name} are a {type(inputs).__name__}",
+        hint="return (module, inputs) with a tensor, a tuple of arguments or a dict of keyword arguments",
+    )
+
+
+def _arguments(model: nn.Module, batch: Any, name: str) -> Arguments:
+    """Arguments out of a batch of calibration data."""
+    if batch is None:
+        raise OptionError(
+            f"{name} came without example inputs, and there is no calibration data to take them from",
+            hint="let the function return (module, inputs), or give --calibration",
+        )
+    args, kwargs = _as_arguments(batch, "the calibration data")
+    signature = inspect.signature(model.forward)
+    if not kwargs:
+        positional = [
+            p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        needed = sum(p.default is p.empty for p in positional)
+        # What follows the inputs in a batch is labels.
+        return args[: max(needed, 1)], {}
+    try:
+        bound = signature.bind(**{key: kwargs[key] for key in kwargs if key in signature.parameters})
+    except TypeError as error:
+        raise CalibrationDataError(
+            f"the calibration data have {', '.join(kwargs)}, which do not fit the forward of {name}: {error}",
+            hint=f"name the arrays as its arguments: forward{signature}",
+        ) from error
+    return bound.args, bound.kwargs
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,0 +1,249 @@
+"""``quantize``: from a model by its name to files, as options say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import attrs
+from rich.progress import Progress
+from torch.fx import GraphModule
+
+from ....errors import OptionError
+from ....ir.coverage import Coverage
+from ....ir.ledger import Decision
+from ....passes.instruments import DiffToFolder, Instrument
+from ....quantize_pt2e import calibrate, convert_pt2e, coverage, decisions, lower_pt2e, prepare_pt2e
+from ...report import Report, write_report
+from .calibration_data import Data, batches_for, find_data, first_batch
+from .files import check_is_folder, check_is_writable, written_whole
+from .float_model import Built, export, find_model
+from .model_inputs import ModelInputs, inputs_of
+from .options import QuantizeOptions, Verification
+from .outputs import save_graphs, save_package, save_program, weight_bytes
+from .target import Target, find_target, make_quantizer
+from .watch import Watch
+
+__all__ = ["QuantizeResult", "quantize"]
+
+
+@attrs.frozen(eq=False)
+class QuantizeResult:
+    """What came of it.
+
+    Args:
+        backend: name of the backend.
+        preset: name of the preset.
+        exported: the float graph.
+        prepared: with observers, calibrated.
+        converted: with quantize and dequantize operators.
+        lowered: with the backend's kernels; None where another program takes converted models.
+        files: what was written, by the name of the option that asked for it.
+        notes: what was chosen or left out that was not asked for, a sentence each.
+    """
+
+    backend: str
+    preset: str
+    exported: GraphModule
+    prepared: GraphModule
+    converted: GraphModule
+    lowered: GraphModule | None
+    files: dict[str, Path]
+    notes: tuple[str, ...]
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What became of each float operator, in the end."""
+        return decisions(self.final)
+
+    @property
+    def coverage(self) -> Coverage:
+        """How many of them are in low precision, and why not the rest."""
+        return coverage(self.final)
+
+    @property
+    def final(self) -> GraphModule:
+        """The graph that went furthest."""
+        return self.converted if self.lowered is None else self.lowered
+
+    @property
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of the tensors of the float model and of the converted one."""
+        return weight_bytes(self.exported), weight_bytes(self.converted)
+
+
+def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> QuantizeResult:
+    """Export a model, prepare and calibrate it, convert and lower it, and write what is asked for.
+
+    ::
+
+        quantize(QuantizeOptions(model="my_model:build", calibration="data.npz", output="int8.pt2"))
+
+    The verbs of :mod:`lowbit.quantize_pt2e` do the same with objects instead of names. Files are written when
+    all went well, each whole or not at all; those of ``diffs`` as passes run.
+
+    Args:
+        options: what to do.
+        progress: told of each step.
+
+    Raises:
+        OptionError, UnknownNameError: options that name what there is not, or do not fit together.
+        CalibrationDataError: data that do not fit the model.
+        GraphInputError: a model that torch.export cannot export.
+        LowbitError: what the verbs raise.
+        Exception: what the user's model or data raised.
+    """
+    _check_outputs(options)
+    # The user's modules first: importing them may register a backend.
+    build = find_model(options.model)
+    load = None if options.calibration is None else find_data(options.calibration)
+    target = find_target(options.backend, options.preset)
+    _check_goes_together(options, target)
+    watch = Watch(progress or Progress(disable=True))
+    notes = [target.note] if target.note else []
+
+    with watch.step("building the model"):
+        built = build()
+    data = None
+    if load is not None:
+        with watch.step("loading calibration data"):
+            data = load()
+    with watch.step("exporting"):
+        exported = export(built, _batch_for_export(built, data, options.batch_size))
+    inputs = inputs_of(exported)
+    batches, count, note = (iter(()), 0, "") if data is None else _take(inputs, data, options)
+    notes += [note] if note else []
+    first = next(batches, None)
+    example = _example(inputs, first, built)
+
+    report = Report()
+    instruments: list[Instrument] = [report] if options.report else []
+    instruments += [DiffToFolder(options.diffs)] if options.diffs else []
+    checks: _Checks = {"verify": options.verify, "example_inputs": example}
+    quantizer, backend = make_quantizer(target, options.left_float), target.backend
+    with watch.passes("preparing", backend.prepare) as each:
+        prepared = prepare_pt2e(
+            exported, quantizer, instruments=(*instruments, each), strict=options.strict, **checks
+        )
+    if target.needs_calibration:
+        taken = itertools.chain(() if first is None else (first,), batches)
+        with watch.step("calibrating", count) as advance:
+            calibrate(prepared, _counted(taken, advance), progress=False)
+    elif data is not None:
+        notes.append(
+            f"the preset {target.preset} calibrates nothing, so of the data only the shapes were used"
+        )
+    with watch.passes("converting", backend.convert) as each:
+        converted = convert_pt2e(prepared, instruments=(*instruments, each), **checks)
+    lowered = None
+    if backend.lower is not None:
+        with watch.passes("lowering", backend.lower) as each:
+            lowered = lower_pt2e(
+                converted,
+                backend,
+                pack_weights=False,
+                instruments=(*instruments, each),
+                strict=options.strict,
+                **checks,
+            )
+
+    result = QuantizeResult(
+        backend.name, target.preset, exported, prepared, converted, lowered, {}, tuple(notes)
+    )
+    _write(result, options, report, example, watch)
+    return result
+
+
+class _Checks(TypedDict):
+    verify: Verification
+    example_inputs: Sequence[Any] | None
+
+
+def _check_outputs(options: QuantizeOptions) -> None:
+    for name, path, ending in (
+        ("output", options.output, ".pt2"),
+        ("package", options.package, ".pt2"),
+        ("report", options.report, ""),
+    ):
+        if path is not None:
+            check_is_writable(path, name, ending)
+    for name, path in (("save-graphs", options.save_graphs), ("diffs", options.diffs)):
+        if path is not None:
+            check_is_folder(path, name)
+    files = [path for path in (options.output, options.package, options.report) if path is not None]
+    if len({path.resolve() for path in files}) < len(files):
+        raise OptionError("two outputs have the same path", hint="give each a file of its own")
+
+
+def _check_goes_together(options: QuantizeOptions, target: Target) -> None:
+    if target.needs_calibration and options.calibration is None:
+        raise OptionError(
+            f"the preset {target.preset} of {target.backend.name} needs data to find ranges with",
+            hint="give --calibration: a .npz or .pt file, or package.module:function that returns batches",
+        )
+    if options.package is not None and target.backend.lower is None:
+        raise OptionError(
+            f"models for {target.backend.name} are not compiled here",
+            hint=f"write the converted program with --output; it goes to {target.backend.lowered_by}",
+        )
+
+
+def _batch_for_export(built: Built, data: Data | None, batch_size: int | None) -> Any:
+    needed = built.example is None and data is not None
+    return first_batch(data, batch_size) if needed and data is not None else None
+
+
+def _take(inputs: ModelInputs, data: Data, options: QuantizeOptions) -> tuple[Iterator[Any], int | None, str]:
+    batches, count, note = batches_for(inputs, data, batch_size=options.batch_size, steps=options.steps)
+    return iter(batches), count, note
+
+
+def _example(inputs: ModelInputs, first: Any, built: Built) -> tuple[Any, ...] | None:
+    """Arguments in the order of the graph's inputs: of real data if there are any."""
+    if first is not None and (inputs.values or isinstance(first, (tuple, list))):
+        return tuple(first.values() if isinstance(first, dict) else first)
+    if built.example is None:
+        return None
+    args, kwargs = built.example
+    return (*args, *kwargs.values())
+
+
+def _counted(batches: Iterable[Any], advance: Callable[[], None]) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        advance()
+
+
+def _write(
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    report: Report,
+    example: tuple[Any, ...] | None,
+    watch: Watch,
+) -> None:
+    if options.output is not None:
+        with watch.step(f"writing {options.output}"):
+            save_program(result.converted, options.output)
+        result.files["output"] = options.output
+    if options.package is not None and result.lowered is not None:
+        with watch.step(f"compiling {options.package}"):
+            save_package(result.lowered, options.package)
+        result.files["package"] = options.package
+    if options.save_graphs is not None:
+        graphs = {
+            "float": result.exported,
+            "prepared": result.prepared,
+            "converted": result.converted,
+            "lowered": result.lowered,
+        }
+        with watch.step(f"writing {options.save_graphs}"):
+            save_graphs({name: gm for name, gm in graphs.items() if gm is not None}, options.save_graphs)
+        result.files["save-graphs"] = options.save_graphs
+    if options.report is not None:
+        with watch.step(f"writing {options.report}"), written_whole(options.report) as draft:
+            write_report(draft, report, title=options.model, inputs=example)
+        result.files["report"] = options.report
+    if options.diffs is not None:
+        result.files["diffs"] = options.diffs

@@ -1,0 +1,77 @@
+"""Objects of the user's, named on the command line as ``package.module:name``."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from ....errors import OptionError
+from ....passes.registry import unknown_name
+from ..failures import in_code_of_yours
+
+__all__ = ["call_user", "code_of", "find_object", "import_user_module", "is_object_name"]
+
+_NAME: Final = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*):(?P<path>[A-Za-z_]\w*(?:\.\w+)*)")
+
+
+def is_object_name(text: str) -> bool:
+    """Whether ``text`` is of the form ``package.module:name``."""
+    return _NAME.fullmatch(text) is not None
+
+
+def find_object(name: str) -> Any:
+    """The object that ``package.module:name`` names; the module is imported.
+
+    Raises:
+        OptionError: there is no such module.
+        UnknownNameError: the module has no such name; the hint has the nearest.
+        Exception: what importing the module raised.
+    """
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    found: Any = import_user_module(match["module"])
+    for part in match["path"].split("."):
+        if not hasattr(found, part):
+            known = tuple(key for key in vars(found) if not key.startswith("_"))
+            raise unknown_name(f"object in {match['module']}", part, known)
+        found = getattr(found, part)
+    return found
+
+
+def import_user_module(name: str) -> Any:
+    """The module of that name, imported.
+
+    Raises:
+        OptionError: there is no such module.
+        Exception: what importing it raised.
+    """
+    try:
+        with code_of(f"importing {name}"):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that it imports itself may be missing, which is another matter.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise OptionError(
+            f"there is no module {name!r}",
+            hint="run the command in the folder where the module lies, or install its package",
+        ) from error
+
+
+def call_user(function: Callable[[], Any], name: str) -> Any:
+    """What ``function`` returns, which is the user's and known as ``name``."""
+    with code_of(name):
+        return function()
+
+
+@contextmanager
+def code_of(who: str) -> Generator[None]:
+    """Note on what is raised inside that ``who`` raised it."""
+    try:
+        yield
+    except Exception as error:
+        in_code_of_yours(error, who)
+        raise

@@ -1,0 +1,15 @@
+"""Explanations: what became of an operator and why, and why two tensors share a scale."""
+
+from .explanation import Explanation, OperatorExplanation
+from .operators import explain
+from .sharing import SharingExplanation, why_shared
+from .tensors import TensorExplanation
+
+__all__ = [
+    "Explanation",
+    "OperatorExplanation",
+    "SharingExplanation",
+    "TensorExplanation",
+    "explain",
+    "why_shared",
+]

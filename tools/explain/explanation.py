@@ -1,0 +1,130 @@
+"""Explanations as data, and as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from ...ir.coverage import Coverage
+from ...ir.reasons import REASONS
+from ...matchers.near_miss import NearMiss
+from .tensors import TensorExplanation
+
+__all__ = ["Explanation", "OperatorExplanation"]
+
+_IN_FULL = 3
+"""So many operators are explained in full; more are listed."""
+
+
+@attrs.frozen
+class OperatorExplanation:
+    """What became of one float operator, and why.
+
+    Args:
+        node: its name, as in :class:`~lowbit.Decision`; so are target, status, module and source.
+        target: its operator.
+        status: "quantized" or "float".
+        reason: the reason code of one that stays float, "" of one that does not.
+        meaning: what the code means.
+        advice: what to do about it.
+        detail: what was found here.
+        pattern: the operator pattern that it is quantized as.
+        kernel: what it runs on, once it is lowered.
+        runs_at: the node that calls the kernel.
+        module: dotted path of its module.
+        source: its source line.
+        made_by: the pass that made its node, "" for one that was exported.
+        tensors: how what it reads and writes is quantized.
+        nearest: patterns that it is almost part of, or a larger one than it is quantized as.
+    """
+
+    node: str
+    target: str
+    status: str
+    reason: str = ""
+    meaning: str = ""
+    advice: str = ""
+    detail: str = ""
+    pattern: str = ""
+    kernel: str = ""
+    runs_at: str = ""
+    module: str = ""
+    source: str = ""
+    made_by: str = ""
+    tensors: tuple[TensorExplanation, ...] = ()
+    nearest: tuple[NearMiss, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What became of it, in one line."""
+        if self.status == "float":
+            return f"%{self.node} ({self.target}) stays float: {self.reason}"
+        return f"%{self.node} ({self.target}) is quantized as {self.pattern}"
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"  {label + ':':9}{text}" for label, text in self._lines())])
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        if self.meaning:
+            yield "why", self.meaning
+        # The kernel and the nearest miss say the same in more words.
+        if self.detail and not self.runs_at and all(miss.reason != self.reason for miss in self.nearest):
+            yield "found", self.detail
+        yield from (("nearest", str(miss)) for miss in self.nearest)
+        if self.advice:
+            yield "do", self.advice
+        if self.kernel:
+            yield "kernel", f"{self.kernel}, called by %{self.runs_at}" if self.runs_at else self.kernel
+        yield from (("tensor", str(tensor)) for tensor in self.tensors)
+        if self.module:
+            yield "module", self.module
+        if self.source:
+            yield "source", self.source
+        if self.made_by:
+            yield "made by", self.made_by
+
+
+@attrs.frozen
+class Explanation:
+    """What became of a model, or of the part of it that was asked about.
+
+    ``str()`` of it is text for people; ``attrs.asdict`` of it is plain data.
+
+    Args:
+        about: what was asked about, "" for the whole model.
+        coverage: of the whole model.
+        operators: the operators it is about, in graph order. Tensors and near misses are looked up where a
+            part was asked about.
+    """
+
+    about: str
+    coverage: Coverage
+    operators: tuple[OperatorExplanation, ...]
+
+    def __str__(self) -> str:
+        if self.about and len(self.operators) <= _IN_FULL:
+            return "\n\n".join(map(str, self.operators))
+        lines = [str(self.coverage)] if not self.about else [f"{self.about}: {len(self.operators)} operators"]
+        lines += [line for reason in self._reasons() for line in self._left_float(reason)]
+        quantized = [each for each in self.operators if each.status != "float"]
+        if self.about and quantized:
+            lines += ["", "quantized:", *(f"  {_place(each)}: {each.pattern}" for each in quantized)]
+        return "\n".join(lines)
+
+    def _reasons(self) -> list[str]:
+        return list(dict.fromkeys(each.reason for each in self.operators if each.status == "float"))
+
+    def _left_float(self, reason: str) -> Iterator[str]:
+        left = [each for each in self.operators if each.status == "float" and each.reason == reason]
+        known = REASONS.get(reason)
+        yield ""
+        yield f"{reason}: {known.meaning}" if known is not None else f"{reason}:"
+        if known is not None:
+            yield f"  do: {known.advice}"
+        yield from (f"  {_place(each)}{': ' + each.detail if each.detail else ''}" for each in left)
+
+
+def _place(each: OperatorExplanation) -> str:
+    module = f" in {each.module}" if each.module else ""
+    return f"%{each.node} ({each.target}){module}"

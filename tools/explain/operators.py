@@ -1,0 +1,179 @@
+"""``explain``: what became of an operator, a module or a source line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Container, Iterable
+
+import attrs
+from torch.fx import GraphModule, Node
+
+from ...backends.registry import get_backend
+from ...errors import StageError, UnknownNameError
+from ...ir.batch_norm import BATCH_NORMS
+from ...ir.float_view import float_view
+from ...ir.ledger import Decision
+from ...ir.meta import BACKEND_KEY, ORIGIN_KEY
+from ...ir.reasons import REASONS
+from ...ir.sharing import resolve_sharing
+from ...ir.stages import Stage, get_stage
+from ...matchers.near_miss import NearMiss, nearest_miss
+from ...matchers.operator_pattern import OperatorPattern
+from ...quantize_pt2e import coverage, decisions
+from .explanation import Explanation, OperatorExplanation
+from .tensors import TensorReader
+
+__all__ = ["explain"]
+
+_ANNOTATED = (Stage.ANNOTATED, Stage.OBSERVED)
+
+
+def explain(model: GraphModule, node_or_module: str | Node | None = None) -> Explanation:
+    """What became of a model's float operators, and why; of those asked about with all that is known.
+
+    ::
+
+        print(explain(lowered))                     # how much is quantized, and why the rest is not
+        print(explain(lowered, "conv2d_3"))         # a node, by its name
+        print(explain(lowered, "layer1.0.conv1"))   # a module, by its dotted path
+        print(explain(lowered, "model.py:42"))      # a line of the model's source
+
+    Args:
+        model: what a verb returned, at any stage.
+        node_or_module: a node or its name, the path of a module, or ``file:line``; None for the whole model.
+            A node that is no operator (an observer, a kernel, an input) stands for the operators around it.
+
+    Raises:
+        StageError: no verb has seen the model.
+        UnknownNameError: there is no such node, module or line; the hint has the nearest names.
+    """
+    found = decisions(model) if isinstance(model, GraphModule) else ()
+    if not found:
+        raise StageError(
+            "an explanation was asked of a model that nobody prepared",
+            hint="pass what prepare_pt2e, convert_pt2e or lower_pt2e returns",
+        )
+    about = node_or_module.name if isinstance(node_or_module, Node) else node_or_module
+    if about is None:
+        return Explanation("", coverage(model), tuple(map(_without_graph, found)))
+    asked = _asked(model, about.removeprefix("%"), found)
+    explainer = _Explainer(model, found)
+    return Explanation(about, coverage(model), tuple(map(explainer.operator, asked)))
+
+
+def _asked(model: GraphModule, about: str, found: Iterable[Decision]) -> list[Decision]:
+    """The decisions that ``about`` is about: by node, by module, by source line, by neighbours."""
+    exact = [d for d in found if d.node == about]
+    inside = exact or [d for d in found if about and f"{d.module}.".startswith(f"{about}.")]
+    asked = inside or [d for d in found if _is_at(d.source, about)]
+    if asked:
+        return asked
+    nodes = {node.name: node for node in model.graph.nodes}
+    if about in nodes:
+        around = _around(nodes[about], {d.node for d in found})
+        asked = [d for d in found if d.runs_at == about or d.node in around]
+        if asked:
+            return asked
+    known = dict.fromkeys((*nodes, *(d.node for d in found), *(d.module for d in found if d.module)))
+    near = difflib.get_close_matches(about, list(known), n=3, cutoff=0.4)
+    what = "is no operator, and next to none" if about in nodes else "is no node, module or source line"
+    raise UnknownNameError(
+        f"{about!r} {what} of the model",
+        hint=f"the nearest: {', '.join(near)}" if near else "explain(model) lists all operators",
+    )
+
+
+def _around(node: Node, operators: Container[str]) -> set[str]:
+    """The nearest operators before and behind ``node``, which is none: an observer, an input, a weight."""
+    found: set[str] = set()
+    ways: tuple[Callable[[Node], list[Node]], ...] = (lambda n: n.all_input_nodes, lambda n: list(n.users))
+    for neighbours in ways:
+        stack = neighbours(node)
+        while stack:
+            near = stack.pop()
+            if near.name in operators:
+                found.add(near.name)
+            else:
+                stack.extend(neighbours(near))
+    return found
+
+
+def _is_at(source: str, about: str) -> bool:
+    """Whether a source line ``path/file.py:12: code`` is ``file.py:12``, with as much of the path as said."""
+    path, _, _ = source.partition(": ")
+    return bool(about) and (path == about or path.endswith(f"/{about}"))
+
+
+def _without_graph(decision: Decision) -> OperatorExplanation:
+    """What the ledger says by itself."""
+    is_float = decision.status == "float"
+    known = REASONS.get(decision.reason) if is_float else None
+    return OperatorExplanation(
+        node=decision.node,
+        target=decision.target,
+        status=decision.status,
+        reason=decision.reason if is_float else "",
+        meaning="" if known is None else known.meaning,
+        advice="" if known is None else known.advice,
+        detail=decision.detail,
+        pattern="" if is_float else decision.reason,
+        kernel=decision.kernel,
+        runs_at=decision.runs_at,
+        module=decision.module,
+        source=decision.source,
+    )
+
+
+class _Explainer:
+    """Explains operators of one model with what the graph knows of them."""
+
+    def __init__(self, model: GraphModule, found: Iterable[Decision]) -> None:
+        self._decisions = {d.node: d for d in found}
+        self._nodes = {node.name: node for node in model.graph.nodes}
+        view = float_view(model).graph
+        self._floats = {node.name: node for node in view.nodes}
+        sharing = resolve_sharing(view) if get_stage(model) in _ANNOTATED else None
+        self._tensors = TensorReader(model, sharing)
+        self._patterns = _patterns_of(model)
+
+    def operator(self, decision: Decision) -> OperatorExplanation:
+        node = self._nodes.get(decision.node)
+        kernel = self._nodes.get(decision.runs_at)
+        said = _without_graph(decision)
+        if kernel is not None:
+            return attrs.evolve(said, tensors=self._tensors.of_kernel(kernel), made_by=_maker_of(kernel))
+        if node is None:
+            return said
+        return attrs.evolve(
+            said,
+            tensors=self._tensors.around(node),
+            nearest=tuple(self._near_misses(decision)),
+            made_by=_maker_of(node),
+        )
+
+    def _near_misses(self, decision: Decision) -> list[NearMiss]:
+        """The pattern that comes nearest, and why a BatchNorm behind the operator is not folded into it."""
+        node = self._floats.get(decision.node)
+        if node is None:
+            return []
+        fused = next((p for p in self._patterns if p.name == decision.reason), None)
+        miss = nearest_miss(node, self._patterns, larger_than=0 if fused is None else fused.size)
+        # That other operators stand behind one that is quantized is no miss.
+        is_near = miss is not None and (decision.status == "float" or miss.reason != "different-target")
+        misses = [miss] if miss is not None and is_near else []
+        for reader in sorted(node.users):
+            said = self._decisions.get(reader.name)
+            if reader.target in BATCH_NORMS and said is not None and said.status == "float":
+                detail = f"not folded: {said.detail}" if said.detail else "not folded"
+                misses.append(NearMiss("batch-norm", 1, 2, said.reason, reader.name, detail))
+        return misses
+
+
+def _patterns_of(model: GraphModule) -> tuple[OperatorPattern, ...]:
+    name = model.meta.get(BACKEND_KEY)
+    return () if name is None else get_backend(name).patterns
+
+
+def _maker_of(node: Node) -> str:
+    maker: tuple[str, int | None] = node.meta.get(ORIGIN_KEY) or ("", None)
+    return maker[0]
