@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from .backends.backend_config import (
     BackendConfig,
@@ -21,7 +22,7 @@ from .backends.backend_config import (
     compile_backend,
     get_native_backend_config,
 )
-from .errors import GraphInputError, SpecError, UnknownNameError
+from .errors import DeviceError, GraphInputError, LowbitError, SpecError, UnknownNameError
 from .ir.meta import BACKEND_CONFIG_KEY
 from .passes.instruments import Instrument
 from .quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
@@ -62,8 +63,10 @@ def prepare_fx(
         stays float, and why.
 
     Raises:
-        GraphInputError: ``model`` is no module or has operators in training mode (BatchNorm, dropout), or
-            ``example_inputs`` is no tuple.
+        GraphInputError: ``model`` is no module, does not export, or has operators in training mode
+            (BatchNorm, dropout), or ``example_inputs`` is no tuple.
+        DeviceError: model and inputs are on different devices, or a BatchNorm that is to be folded is on the
+            meta device.
         SpecError: ``qconfig_mapping`` or ``backend_config`` is none, or a QConfig is for training.
         UnknownNameError: the mapping names a module, or the number of a call, that ``model`` does not have.
     """
@@ -106,7 +109,7 @@ def prepare_qat_fx(
         A graph module with parameters of its own, to be trained; see :func:`lowbit.prepare_qat_pt2e`.
 
     Raises:
-        GraphInputError, SpecError, UnknownNameError: as :func:`prepare_fx`, in either mode.
+        GraphInputError, DeviceError, SpecError, UnknownNameError: as :func:`prepare_fx`, in either mode.
     """
     mapping, config = _mapping(qconfig_mapping, model), _config(backend_config)
     backend = compile_backend(config, mapping, is_qat=True)
@@ -193,6 +196,30 @@ def _export(model: nn.Module, example_inputs: object, dynamic_shapes: Any) -> Gr
             f"the example inputs are a {type(example_inputs).__name__}",
             hint="pass a tuple, of one input too: (x,)",
         )
-    exported = torch.export.export(model, example_inputs, dynamic_shapes=dynamic_shapes).module()
+    try:
+        exported = torch.export.export(model, example_inputs, dynamic_shapes=dynamic_shapes).module()
+    except Exception as error:
+        # Export raises whatever the model, or any operator in it, does.
+        raise _does_not_export(model, example_inputs, error) from error
     assert isinstance(exported, GraphModule)
     return exported
+
+
+def _does_not_export(model: nn.Module, example_inputs: tuple[Any, ...], error: Exception) -> LowbitError:
+    owned = dict.fromkeys(t.device.type for t in (*model.parameters(), *model.buffers()))
+    tensors = [leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)]
+    given = dict.fromkeys(t.device.type for t in tensors)
+    if len(owned | given) > 1:
+        on_meta = "; the meta device has no values: to_empty(), then load_state_dict()" * (
+            "meta" in owned | given
+        )
+        return DeviceError(
+            f"the model, which has tensors on {' and '.join(owned)}, does not export with inputs on "
+            f"{' and '.join(given)}",
+            hint=f"bring both to one device, or let the model move what it reads{on_meta}",
+        )
+    first, *_ = str(error).splitlines() or [""]
+    return GraphInputError(
+        f"the model does not export with these inputs: {type(error).__name__}: {first}",
+        hint="see torch's own text above; torch.export.export(model, example_inputs) gives the same",
+    )

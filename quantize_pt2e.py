@@ -295,7 +295,7 @@ def lower_pt2e(
         passes = passes.without("pack-weights")
     if chosen.device is not None and "pack-weights" in passes.names:
         check_is_on(model, chosen.device, chosen.name)
-    context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns)
+    context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns, backend=chosen.name)
     lowered = _run(model, passes, context, looking_on)
     _log_coverage("lower", lowered, chosen.name)
     if strict:

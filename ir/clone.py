@@ -8,24 +8,18 @@ uses of ``torch.fx`` internals that a copy without generating code needs (``Grap
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any
 
-import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from .aliasing import is_write
-from .annotation import QuantizationAnnotation
 from .attributes import find_attribute, is_constant, set_tensor
 from .graph_module import ExportedGraphModule
-from .meta import ANNOTATION_KEY
-from .points import map_points
-from .specs import EdgeOrNode
+from .points import remap_annotations
 
 __all__ = ["clone_graph_module", "own_tensors"]
-
-_T = TypeVar("_T")
 
 # Bound to the original and its graph: code compiled for it (Module.compile), a forward put in place of its
 # own, and the train() and eval() of torch.export, which refuse what the tutorials' own loops call.
@@ -90,7 +84,7 @@ def _clone_graph_module(
     _copy_state(gm, new, copies)
     new.meta = dict(gm.meta)
     graph, node_map = _clone_graph(gm.graph)
-    _remap_annotations(graph, node_map)
+    remap_annotations(graph, node_map)
     new._graph = graph
     graph.owning_module = new
     return new
@@ -138,26 +132,3 @@ def _clone_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
         node_map[node] = copied
     new.set_codegen(copy.copy(graph._codegen))
     return new, node_map
-
-
-def _remap_annotations(graph: Graph, node_map: dict[Node, Node]) -> None:
-    # What is not a node of the graph stays as it is, be it a node of another or no node at all: whoever
-    # reads the annotation reports it.
-    def remap(node: _T) -> _T:
-        return node_map.get(node, node) if isinstance(node, Node) else node
-
-    def remap_point(point: EdgeOrNode) -> EdgeOrNode:
-        return remap(point) if isinstance(point, Node) else (remap(point[0]), remap(point[1]))
-
-    for node in graph.nodes:
-        annotation: object = node.meta.get(ANNOTATION_KEY)
-        if not isinstance(annotation, QuantizationAnnotation):
-            continue
-        node.meta[ANNOTATION_KEY] = attrs.evolve(
-            annotation,
-            input_qspec_map={
-                remap(producer): map_points(spec, remap_point)
-                for producer, spec in annotation.input_qspec_map.items()
-            },
-            output_qspec=map_points(annotation.output_qspec, remap_point),
-        )

@@ -10,6 +10,7 @@ from torch.fx.graph import PythonCode
 
 from ..errors import StageError
 from .meta import QAT_KEY
+from .points import remap_annotations
 from .stages import Stage, get_stage
 from .train_eval import to_evaluation, to_training
 
@@ -27,6 +28,13 @@ class ExportedGraphModule(GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExportedGraphModule.reduce(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        new = super().__deepcopy__(memo)
+        # FX copies metadata as it is, and annotations name nodes.
+        nodes = dict(zip(self.graph.nodes, new.graph.nodes, strict=True))
+        remap_annotations(new.graph, nodes)
+        return new
 
     def train(self, mode: bool = True) -> Self:
         """Switch the graph to training or evaluation, and with it the fake quantizers.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
+from typing import TypeVar
 
 import attrs
 from torch.fx import Graph, Node
@@ -29,8 +30,11 @@ __all__ = [
     "map_points",
     "owner_of",
     "point_fault",
+    "remap_annotations",
     "tensor_of",
 ]
+
+_T = TypeVar("_T")
 
 _SPECS = (
     QuantizationSpec,
@@ -199,3 +203,28 @@ def _bogus_edge(key: object, node: Node, position: int) -> Problem:
         f"the keys of input_qspec_map are the nodes that the node reads itself, which are: {inputs}",
         position,
     )
+
+
+def remap_annotations(graph: Graph, node_map: Mapping[Node, Node]) -> None:
+    """Let the annotations of ``graph``, a copy, refer to its nodes in place of those that were copied."""
+
+    # What is not a node of the graph stays as it is, be it a node of another or no node at all: whoever
+    # reads the annotation reports it.
+    def remap(node: _T) -> _T:
+        return node_map.get(node, node) if isinstance(node, Node) else node
+
+    def remap_point(point: EdgeOrNode) -> EdgeOrNode:
+        return remap(point) if isinstance(point, Node) else (remap(point[0]), remap(point[1]))
+
+    for node in graph.nodes:
+        annotation: object = node.meta.get(ANNOTATION_KEY)
+        if not isinstance(annotation, QuantizationAnnotation):
+            continue
+        node.meta[ANNOTATION_KEY] = attrs.evolve(
+            annotation,
+            input_qspec_map={
+                remap(producer): map_points(spec, remap_point)
+                for producer, spec in annotation.input_qspec_map.items()
+            },
+            output_qspec=map_points(annotation.output_qspec, remap_point),
+        )

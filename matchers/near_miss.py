@@ -86,7 +86,7 @@ def _parts_like(node: Node, pattern: OperatorPattern) -> Iterator[Node]:
 
 def _name(target: Any) -> Any:
     # Overloads of one operator are near each other: convolutions with padding as numbers or as a word.
-    return operator_name(target) if isinstance(target, OpOverload) else target
+    return operator_name(target)[:2] if isinstance(target, OpOverload) else target
 
 
 def _try(node: Node, part: Node, pattern: OperatorPattern) -> NearMiss | None:

@@ -54,12 +54,14 @@ class PassContext:
         ledger: the decisions taken so far.
         patterns: what the backend can run, for passes that lower.
         gate: asked by :meth:`allows`; None lets everything through.
+        backend: the name of the backend whose patterns they are.
     """
 
     quantizer: Quantizer | None = None
     ledger: Ledger = attrs.Factory(Ledger)
     patterns: tuple[OperatorPattern, ...] = ()
     gate: Callable[[str, Node], bool] | None = None
+    backend: str | None = None
 
     def allows(self, rule: str, node: Node) -> bool:
         """Whether the pass may apply ``rule`` at ``node``; to be asked right before every application.

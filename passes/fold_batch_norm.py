@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.batch_norm import BATCH_NORMS, Norm, NotFoldable, producer_layout, read_norm
+from ..ir.devices import check_has_values
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
@@ -128,6 +129,8 @@ class _Folder:
 
         weight = read(weight_node)
         others = [read(n) for n in (bias_node, norm.weight, norm.bias, norm.mean, norm.var) if n is not None]
+        if any(t.is_meta for t in (weight, *others)):
+            check_has_values(self.gm)
         if not all(t.is_floating_point() for t in (weight, *others)):
             raise NotFoldable("not-floating-point", f"the weight is {weight.dtype}")
         with torch.no_grad():

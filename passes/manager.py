@@ -18,7 +18,7 @@ from ..ir.provenance import identify_new_nodes, identify_nodes
 from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
 from ..ir.stages import get_stage, set_stage
 from .base import Pass, PassContext
-from .instruments.base import Change, Instrument
+from .instruments.base import Change, FailureInstrument, Instrument
 from .instruments.trace_changes import TraceChanges
 from .instruments.verify import Verify
 from .pipeline import Pipeline, format_pass
@@ -72,8 +72,12 @@ class PassManager:
         for index, pass_ in enumerate(pipeline):
             try:
                 snapshot = self._step(work, index, pass_, context, snapshot)
-            except LowbitError as error:
-                error.pass_name = error.pass_name or pass_.name
+            except Exception as error:
+                if isinstance(error, LowbitError):
+                    error.pass_name = error.pass_name or pass_.name
+                for instrument in self.instruments:
+                    if isinstance(instrument, FailureInstrument):
+                        instrument.failed(pass_, context, error)
                 raise
         _recompile(work)
         return work

@@ -22,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default-suite"))
 
 @pytest.fixture(scope="session")
 def undecided() -> Callable[[GraphModule], list[str]]:
-    """``undecided(model)``: what of the ledger is not as it must be, of what a verb returned; [] if nothing."""
+    """``undecided(model)``: what of the ledger of a model is not as it must be; [] if nothing."""
     return _undecided
 
 

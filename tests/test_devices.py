@@ -14,13 +14,15 @@ from lowbit import (
     X86InductorQuantizer,
     calibrate,
     convert_pt2e,
+    get_default_qconfig_mapping,
     get_default_x86_inductor_quantization_config,
     lower_pt2e,
+    prepare_fx,
     prepare_pt2e,
     prepare_qat_pt2e,
 )
 from lowbit.backends.x86_inductor import has_vnni
-from lowbit.errors import CalibrationDataError, DeviceError
+from lowbit.errors import CalibrationDataError, DeviceError, GraphInputError
 from lowbit.ir.annotation import ANNOTATION_KEY
 from lowbit.ir.devices import only_device
 from torch import Tensor, nn
@@ -114,6 +116,36 @@ def test_data_without_values() -> None:
     with pytest.raises(CalibrationDataError, match="tensor on the meta device") as caught:
         calibrate(prepare_pt2e(export(), quantizer()), [(X.to("meta"),)], progress=False)
     assert "batch 0" in str(caught.value)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(x))
+
+
+def test_batch_norm_without_values_is_not_folded() -> None:
+    model, x = Normed().eval().to("meta"), X.to("meta")
+    exported = torch.export.export(model, (x,)).module()
+    assert isinstance(exported, GraphModule)
+    with pytest.raises(DeviceError, match=r"'first.weight' of the model is on the meta device") as caught:
+        prepare_pt2e(exported, quantizer())
+    assert "fold-batch-norm" in str(caught.value)
+    with pytest.raises(DeviceError, match=r"'first.weight' of the model is on the meta device") as caught:
+        prepare_fx(model, get_default_qconfig_mapping(), (x,))
+    assert "load_state_dict" in caught.value.hint
+
+
+def test_a_model_and_inputs_on_different_devices() -> None:
+    with pytest.raises(DeviceError, match="tensors on meta, does not export with inputs on cpu") as caught:
+        prepare_fx(Normed().eval().to("meta"), get_default_qconfig_mapping(), (X,))
+    assert "to_empty(), then load_state_dict()" in caught.value.hint
+    # On one device it is the model itself that does not export.
+    with pytest.raises(GraphInputError, match="does not export with these inputs: RuntimeError: "):
+        prepare_fx(Normed().eval(), get_default_qconfig_mapping(), (X[:, :2],))
 
 
 def test_numbers_on_the_cpu_go_with_any_device() -> None:

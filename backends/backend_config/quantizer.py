@@ -138,7 +138,7 @@ class _Plan:
         for last in reversed(units):
             for rule in self.book.of(last):
                 place = find_place(rule, last, self.unit_of, taken)
-                if place is None:
+                if place is None or (len(place.units) > 1 and self._can_be_folded(place.units[0], taken)):
                     continue
                 outcome = self._specs(place)
                 if isinstance(outcome, Specs):
@@ -153,6 +153,16 @@ class _Plan:
                     taken.update(place.units)
                     break
         self.places.reverse()
+
+    def _can_be_folded(self, unit: Unit, taken: set[Unit]) -> bool:
+        """Whether ``unit`` is a BatchNorm that a rule has behind something else: then it costs nothing."""
+        if not _batch_norms(unit):
+            return False
+        places = (find_place(rule, unit, self.unit_of, taken) for rule in self.book.of(unit))
+        return any(
+            place is not None and len(place.units) > 1 and isinstance(self._specs(place), Specs)
+            for place in places
+        )
 
     def _specs(self, place: Place) -> Specs | Refused:
         """How ``place`` is quantized, or why it is not."""

@@ -28,7 +28,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: PLR0917
     """napoleon takes what the first line of an attribute's docstring has before a colon for its type."""
     if what in {"attribute", "data", "property"} and lines:
         # A line that is one word has no colon; as text, the two lines are one again.

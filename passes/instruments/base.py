@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 from torch.fx import GraphModule
 
 from ...ir.graph_diff import GraphDiff, diff
 from ...ir.snapshot import Snapshot
-from ..base import Pass
+from ..base import Pass, PassContext
 
-__all__ = ["Change", "Instrument"]
+__all__ = ["Change", "FailureInstrument", "Instrument"]
 
 
 @attrs.frozen(eq=False)
@@ -51,4 +51,13 @@ class Instrument(Protocol):
 
     def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:
         """Called after each pass that did not raise; ``gm`` is already at the pass's ``ensures`` stage."""
+        ...
+
+
+@runtime_checkable
+class FailureInstrument(Protocol):
+    """An instrument that is told of failures too."""
+
+    def failed(self, pass_: Pass, context: PassContext, error: Exception) -> None:
+        """Called when ``pass_``, or an instrument that looked at what it did, raised ``error``."""
         ...

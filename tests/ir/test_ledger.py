@@ -64,6 +64,17 @@ def test_a_ledger_knows_which_nodes_it_has(nodes) -> None:
     assert Ledger().decisions == ()
 
 
+def test_keeping_decisions_forgets_the_others_and_settles_the_order(nodes) -> None:
+    ledger = Ledger()
+    ledger.missed("no-pattern", nodes["tanh"])
+    ledger.missed("not-configured", nodes["linear"])
+    ledger.keep(["linear", "tanh"])
+    assert [d.node for d in ledger.decisions] == ["linear", "tanh"]
+    ledger.keep(["tanh"])
+    assert [d.node for d in ledger.decisions] == ["tanh"]
+    assert (ledger.reason_of(nodes["tanh"]), ledger.reason_of(nodes["linear"])) == ("no-pattern", None)
+
+
 def test_a_copy_is_independent(nodes) -> None:
     ledger = Ledger()
     ledger.quantized(nodes["linear"], "linear")

@@ -6,7 +6,9 @@
     print(bisect(exported, steps, check))
 """
 
+from .accuracy import CostlyOperators, Metric, QuantizedOperator, costly_operators
 from .check import Check, script_check
+from .replay import reduce_reproducer, replay
 from .search import Bisection, bisect
 from .steps import Calibration, Passes, Step, verb_steps
 
@@ -14,9 +16,15 @@ __all__ = [
     "Bisection",
     "Calibration",
     "Check",
+    "CostlyOperators",
+    "Metric",
     "Passes",
+    "QuantizedOperator",
     "Step",
     "bisect",
+    "costly_operators",
+    "reduce_reproducer",
+    "replay",
     "script_check",
     "verb_steps",
 ]

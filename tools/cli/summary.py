@@ -18,11 +18,11 @@ _MOST: Final = 20
 """Operators that are listed; of more, the rest is counted."""
 
 _HOW_TO_USE: Final = {
-    "output": "converted program: torch.export.load(path).module(), then lower_pt2e and torch.compile",
-    "package": "compiled program: torch._inductor.aoti_load_package(path)",
-    "save-graphs": "graphs: lowbit explain, lowbit diff, lowbit opt",
-    "report": "report: open it in a browser",
-    "diffs": "what each pass changed",
+    "output": "the converted program, for torch.export.load(path).module()",
+    "package": "the compiled program, for torch._inductor.aoti_load_package(path)",
+    "save-graphs": "the graph at each stage, for lowbit explain, diff, opt and bisect",
+    "report": "the report, for a browser",
+    "diffs": "what each pass changed, for an editor",
 }
 
 
@@ -71,8 +71,8 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     ratio = f", {before / after:.2f} times smaller" if 0 < after < before else ""
     console.print(f"weights: {_size(before)} → {_size(after)}{ratio}", soft_wrap=True)
     for option, path in result.files.items():
-        size = f" ({_size(path.stat().st_size)})" if path.is_file() else ""
-        console.print(f"wrote {path}{size}  {_HOW_TO_USE[option]}", soft_wrap=True)
+        size = f", {_size(path.stat().st_size)}" if path.is_file() else "/"
+        console.print(f"wrote {path}{size}: {_HOW_TO_USE[option]}", soft_wrap=True)
 
 
 def show_decisions(console: Console, decisions: list[Decision]) -> None:

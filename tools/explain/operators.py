@@ -69,9 +69,12 @@ def _asked(model: GraphModule, about: str, found: Iterable[Decision]) -> list[De
     if asked:
         return asked
     nodes = {node.name: node for node in model.graph.nodes}
+    kernel = [d for d in found if about and d.runs_at == about]
+    if kernel:
+        return kernel
     if about in nodes:
         around = _around(nodes[about], {d.node for d in found})
-        asked = [d for d in found if d.runs_at == about or d.node in around]
+        asked = [d for d in found if d.node in around]
         if asked:
             return asked
     known = dict.fromkeys((*nodes, *(d.node for d in found), *(d.module for d in found if d.module)))

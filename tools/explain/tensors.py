@@ -27,8 +27,8 @@ class TensorExplanation:
     """How a tensor that an operator reads or writes is quantized.
 
     Args:
-        tensor: name of the node that makes it; of a kernel's, the name of its argument.
-        role: "reads" or "writes".
+        tensor: name of the node that makes it; of a kernel, of the argument.
+        role: "reads" or "writes"; of a kernel "argument" or "result".
         spec: dtype, range and scheme, as far as they are known.
         scale: the smallest and the largest scale; None before calibration, and of what is found at run time.
         zero_point: likewise.
@@ -49,7 +49,8 @@ class TensorExplanation:
     observer: str = ""
 
     def __str__(self) -> str:
-        words = [f"{self.role} %{self.tensor}", self.spec]
+        name = self.tensor if self.role in {"argument", "result"} else f"%{self.tensor}"
+        words = [f"{self.role} {name}", self.spec]
         if self.scale is not None:
             words.append(f"scale {_range(self.scale)}")
         if self.zero_point is not None:
@@ -159,9 +160,9 @@ class TensorReader:
             if stem == name.removesuffix("s") or zero is None:
                 continue
             scale, zero_point = (self._value(argument(kernel, n)) for n in (name, zero))
-            role = "writes" if stem.startswith("out") else "reads"
-            result = kernel.meta.get("val")
-            if role == "writes" and isinstance(result, torch.Tensor) and result.is_floating_point():
+            role = "result" if stem.startswith("out") else "argument"
+            value = kernel.meta.get("val")
+            if role == "result" and isinstance(value, torch.Tensor) and value.is_floating_point():
                 continue
             found = TensorExplanation(stem.strip("_") or name, role)
             yield _with_parameters(found, scale, zero_point)

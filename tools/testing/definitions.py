@@ -194,7 +194,10 @@ def one_observer_a_group(run: Run) -> None:
     refers = any(isinstance(spec, (SharedQuantizationSpec, DerivedQuantizationSpec)) for _, spec in points)
     specs = dict(points)
     group_of: dict[int, tuple[int, Any, Any]] = {}
-    for group in resolve_sharing(run.before.graph).groups:
+    groups = resolve_sharing(run.before.graph).groups
+    if sum(len(group.points) for group in groups) != len(points):
+        raise LawBroken("annotated points are in no sharing group, or in several")
+    for group in groups:
         observers: set[int] = set()
         if not refers and len({repr(specs[point]) for point in group.points}) > 1:
             raise LawBroken(f"points of several specs are one group: {group}")
@@ -291,8 +294,10 @@ _RULES: Final = frozenset(rule.name for rule in RULES)
 
 def _rule_name(node: Node) -> str:
     # Rules are named after what they write, and read tensors alone, but for lists of them.
-    reads_a_number = any(isinstance(argument, (int, float)) for argument in node.args[:2])
-    return "" if reads_a_number or not isinstance(node.target, OpOverload) else operator_name(node.target)[1]
+    if not isinstance(node.target, OpOverload) or any(isinstance(x, (int, float)) for x in node.args[:2]):
+        return ""
+    _, name, overload = operator_name(node.target)
+    return "" if overload == "padding" else name  # of an even window, the two sides of which differ
 
 
 def _relabels(run: Run) -> bool:

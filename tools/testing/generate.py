@@ -35,6 +35,7 @@ _OFTEN: Final = {
     "again": 2,
     "relu": 2,
     "batch_norm": 2,
+    "pool": 2,
     "in_place": 2,
 }
 _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from ...backends.base import Backend
 from ...errors import LowbitError
+from ...ir.quantizer import Quantizer
 from ...passes import Pass, PassContext, PassManager, Pipeline
 from ...passes.instruments import Change
 from .definitions import LAWS, Law, LawBroken, Run
@@ -55,9 +56,9 @@ class _Recorded:
         self.change = change
 
 
-def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None) -> Run:
+def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None, quantizer: Any) -> Run:
     recorded = _Recorded(pass_)
-    context = subject.context(backend)
+    context = subject.context(backend, quantizer)
     after = PassManager((recorded,)).run(gm, Pipeline((recorded,)), context)  # pyright: ignore
     assert recorded.change is not None
     return Run(
@@ -68,12 +69,17 @@ def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None
         recorded.change,
         subject.inputs,
         context,
-        lambda other: _run(pass_, other, subject, backend),
+        lambda other: _run(pass_, other, subject, backend, quantizer),
     )
 
 
 def check_on(
-    subject: Subject, pass_: Pass, *, laws: Iterable[Law] = LAWS, backend: Backend | None = None
+    subject: Subject,
+    pass_: Pass,
+    *,
+    laws: Iterable[Law] = LAWS,
+    backend: Backend | None = None,
+    quantizer: Quantizer | None = None,
 ) -> bool:
     """Check the laws for ``pass_`` on one graph; False where a pass refuses the graph, for a reason it gives.
 
@@ -82,12 +88,12 @@ def check_on(
     """
     place = place_of(pass_, is_training=subject.program.is_training, backend=backend)
     try:
-        gm = bring(subject, place, backend)
+        gm = bring(subject, place, backend, quantizer)
     except LowbitError:
         return False
     name = "no-crash"
     try:
-        run = _run(pass_, gm, subject, backend)
+        run = _run(pass_, gm, subject, backend, quantizer)
         for law in laws:
             name = law.__name__.replace("_", "-")
             law(run)
@@ -115,6 +121,7 @@ def check(
     laws: Iterable[Law] = LAWS,
     is_training: bool = False,
     backend: Backend | None = None,
+    quantizer: Quantizer | None = None,
     max_steps: int = 5,
     seed: int = 0,
     shrinks: bool = True,
@@ -134,6 +141,7 @@ def check(
         laws: which laws.
         is_training: graphs in training, quantized for quantization-aware training.
         backend: whose patterns a pass that lowers is given.
+        quantizer: who annotates; annotations are drawn at random if it is None.
         max_steps: the most operators of a graph.
         seed: other graphs for another number, the same for the same one.
         shrinks: look for the smallest graph; the first that is found if not.
@@ -141,27 +149,26 @@ def check(
     Raises:
         LawBroken: a law does not hold, with the smallest graph found that shows it.
     """
-    chosen = tuple(laws)
+    checks = functools.partial(
+        check_on, pass_=pass_, laws=tuple(laws), backend=backend, quantizer=quantizer
+    )
     tried = accepted = 0
     while accepted < examples and tried < 3 * examples:
         subject = draw_subject(Random(f"{seed} {tried}"), max_steps=max_steps, is_training=is_training)
         tried += 1
         try:
-            accepted += check_on(subject, pass_, laws=chosen, backend=backend)
+            accepted += checks(subject)
         except LawBroken as broken:
             if not shrinks:
                 raise
-            breaks = functools.partial(_breaks, broken.law, pass_=pass_, laws=chosen, backend=backend)
-            check_on(smallest(subject, breaks), pass_, laws=chosen, backend=backend)
+            checks(smallest(subject, lambda simpler, law=broken.law: _breaks(law, simpler, checks)))
             raise
 
 
-def _breaks(
-    law: str, subject: Subject, *, pass_: Pass, laws: tuple[Law, ...], backend: Backend | None
-) -> bool:
+def _breaks(law: str, subject: Subject, checks: Callable[[Subject], bool]) -> bool:
     """Whether ``law`` does not hold on ``subject``."""
     try:
-        check_on(subject, pass_, laws=laws, backend=backend)
+        checks(subject)
     except LawBroken as broken:
         return broken.law == law
     return False

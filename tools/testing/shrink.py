@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import attrs
 
+from ..bisect import delta
 from .generate import SHAPES
 from .programs import Program, Step
 from .quantizing import Choices
@@ -24,16 +25,7 @@ def smallest(subject: Subject, fails: Callable[[Subject], bool]) -> Subject:
         subject: one that fails.
         fails: whether another does.
     """
-    tried = {subject}
-    while True:
-        for simpler in _simpler(subject):
-            if simpler not in tried:
-                tried.add(simpler)
-                if fails(simpler):
-                    subject = simpler
-                    break
-        else:
-            return subject
+    return delta.smallest(subject, _simpler, fails)
 
 
 def _simpler(subject: Subject) -> Iterator[Subject]:

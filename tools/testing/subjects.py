@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from ...backends.base import Backend
 from ...backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ...errors import PassFailedError, StageError
+from ...ir.quantizer import Quantizer
 from ...ir.stages import Stage, get_stage
 from ...passes import Pass, PassContext, PassManager, Pipeline, ReferenceRepresentation
 from .programs import Program, build, example_inputs
@@ -40,9 +41,9 @@ class Subject:
         """Inputs of the graph."""
         return example_inputs(self.program)
 
-    def context(self, backend: Backend | None = None) -> PassContext:
+    def context(self, backend: Backend | None = None, quantizer: Quantizer | None = None) -> PassContext:
         """What passes need besides the graph."""
-        quantizer = DrawnQuantizer(self.choices, is_qat=self.program.is_training)
+        quantizer = quantizer or DrawnQuantizer(self.choices, is_qat=self.program.is_training)
         return PassContext(quantizer=quantizer, patterns=() if backend is None else backend.patterns)
 
 
@@ -74,24 +75,29 @@ def place_of(pass_: Pass, *, is_training: bool, backend: Backend | None) -> tupl
     )
 
 
-def bring(subject: Subject, passes: tuple[Pass, ...], backend: Backend | None = None) -> GraphModule:
+def bring(
+    subject: Subject,
+    passes: tuple[Pass, ...],
+    backend: Backend | None = None,
+    quantizer: Quantizer | None = None,
+) -> GraphModule:
     """The graph of ``subject`` behind ``passes``, calibrated when it is prepared. It is not to be changed.
 
     Raises:
         LowbitError: what a pass raised.
     """
-    gm, _ = _brought(subject, passes, backend)
+    gm, _ = _brought(subject, passes, backend, quantizer)
     return gm
 
 
 @functools.lru_cache(maxsize=8192)
 def _brought(
-    subject: Subject, passes: tuple[Pass, ...], backend: Backend | None
+    subject: Subject, passes: tuple[Pass, ...], backend: Backend | None, quantizer: Quantizer | None
 ) -> tuple[GraphModule, PassContext]:
     """One pass on top of those before, which are known where the pass before was tried on the same graph."""
     if not passes:
-        return build(subject.program), subject.context(backend)
-    gm, context = _brought(subject, passes[:-1], backend)
+        return build(subject.program), subject.context(backend, quantizer)
+    gm, context = _brought(subject, passes[:-1], backend, quantizer)
     gm = PassManager(()).run(gm, Pipeline(passes[-1:]), context)
     if passes[-1].ensures is Stage.OBSERVED:
         calibrate(gm, subject)

@@ -371,7 +371,8 @@ def test_parts_of_a_pattern_with_different_qconfigs() -> None:
     assert statuses(converted) == {"conv2d": "conv2d", "relu": "relu"}
     mapping.set_object_type(nn.ReLU, None)
     converted = quantize(model, mapping, X, config=backend(nn.Conv2d, nn.ReLU, (nn.Conv2d, nn.ReLU)))
-    assert statuses(converted) == {"conv2d": "conv2d", "relu": "float: mixed-qconfig"}
+    assert statuses(converted) == {"conv2d": "conv2d", "relu": "float: not-configured"}
+    assert decision(converted, "relu").detail == "None is set for object type ReLU"
 
 
 def test_what_stays_float_for_other_reasons() -> None:

@@ -25,7 +25,8 @@ class _Norm(nn.BatchNorm2d):
 
     def __init__(self, channels: int, generator: torch.Generator) -> None:
         super().__init__(channels, eps=0.1875)
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         with torch.no_grad():
             self.running_var.fill_(0.0625)
             self.running_mean.copy_(torch.randint(1, 3, (channels,), generator=generator))
@@ -118,7 +119,8 @@ def mutate() -> ModuleType:
     """What seeds the faults of the mutation zoo."""
     path = Path(__file__).parents[1] / "testing" / "mutate.py"
     spec = importlib.util.spec_from_file_location("lowbit_tests_mutate", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

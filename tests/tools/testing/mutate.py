@@ -48,11 +48,11 @@ def find(path: str) -> types.FunctionType:
     return found
 
 
-def mutated(mutant: Mutant, function: types.FunctionType) -> types.CodeType:
-    """The code of ``function`` with the fault in it."""
+def mutated(name: str, function: types.FunctionType, old: str, new: str) -> types.CodeType:
+    """The code of ``function`` with ``new`` in place of ``old``, for the mutant ``name``."""
     source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(mutant.old) == 1, f"{mutant.name}: {source.count(mutant.old)} times {mutant.old!r}"
-    tree = ast.parse(source.replace(mutant.old, mutant.new))
+    assert source.count(old) == 1, f"{name}: {source.count(old)} times {old!r}"
+    tree = ast.parse(source.replace(old, new))
     (definition,) = tree.body
     assert isinstance(definition, ast.FunctionDef)
     definition.decorator_list.clear()
@@ -60,26 +60,35 @@ def mutated(mutant: Mutant, function: types.FunctionType) -> types.CodeType:
     for argument in ast.walk(definition.args):
         if isinstance(argument, ast.arg):
             argument.annotation = None
-    module = compile(tree, f"<{mutant.name}>", "exec", dont_inherit=True)
+    module = compile(tree, f"<{name}>", "exec", dont_inherit=True)
     # Every reference to the function keeps it; only what it does is another.
     (code,) = [
         c for c in module.co_consts if isinstance(c, types.CodeType) and c.co_name == function.__name__
     ]
-    assert code.co_freevars == function.__code__.co_freevars, mutant.name
+    assert code.co_freevars == function.__code__.co_freevars, name
     return code
+
+
+def changes(mutant: Mutant) -> list[tuple[types.FunctionType, types.CodeType]]:
+    """The functions that ``mutant`` changes, and what they become."""
+    edits = ((mutant.function, mutant.old, mutant.new), *mutant.also)
+    functions = [(find(path), old, new) for path, old, new in edits]
+    return [(function, mutated(mutant.name, function, old, new)) for function, old, new in functions]
 
 
 @contextlib.contextmanager
 def seeded(mutant: Mutant) -> Iterator[None]:
     """With the fault in place."""
-    function = find(mutant.function)
-    before = function.__code__
-    function.__code__ = mutated(mutant, function)
+    new = changes(mutant)
+    before = [function.__code__ for function, _ in new]
+    for function, code in new:
+        function.__code__ = code
     forget()
     try:
         yield
     finally:
-        function.__code__ = before
+        for (function, _), code in zip(new, before, strict=True):
+            function.__code__ = code
         forget()
 
 
@@ -106,7 +115,7 @@ def main(words: list[str]) -> int:
     warnings.simplefilter("ignore")
     chosen = [m for m in ZOO if not words or any(word in m.name for word in words)]
     for mutant in chosen:
-        mutated(mutant, find(mutant.function))  # the text that it changes is still there
+        changes(mutant)  # the text that it changes is still there
     missed = []
     for mutant in chosen:
         started = time.perf_counter()

@@ -24,7 +24,8 @@ class Mutant:
         old: text that occurs once in its source.
         new: what stands there instead.
         passes: the passes whose laws are to notice.
-        peer: whether it is one of the defects reproduced in the peer.
+        peer: whether it is one of the defects reproduced in the peer (see :mod:`peer`).
+        also: further changes (function, old, new), where two guards are in the way of one fault.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Mutant:
     new: str
     passes: tuple[str, ...]
     peer: bool = False
+    also: tuple[tuple[str, str, str], ...] = ()
 
 
 FBN = "passes.fold_batch_norm:_Folder"
@@ -44,6 +46,8 @@ INSERT = ("insert-observers",)
 CONVERT = ("observers-to-qdq",)
 REFERENCE = ("reference-representation",)
 EMIT = ("emit-inductor",)
+FUSE = ("fuse-conv-bn-qat",)
+FAKE = ("fuse-conv-bn-qat", "insert-fake-quantizers")
 
 ZOO: Final = (
     # fold-batch-norm
@@ -185,7 +189,56 @@ ZOO: Final = (
     Mutant(
         "unread attributes stay", "passes.normalize:Normalize.run", "delete_unused(gm)", "pass", NORMALIZE
     ),
+    Mutant(
+        "integers become floats",
+        "passes.normalize:_normalize",
+        "changed |= erase_unread(graph)",
+        "[n.update_arg(1, float(n.args[1])) for n in graph.nodes "
+        "if n.target is _aten.add.Tensor and type(n.args[1]) is int]; changed |= erase_unread(graph)",
+        NORMALIZE,
+        peer=True,
+    ),
+    Mutant(
+        "keyword arguments left as they are",
+        "passes.normalize:_normalize",
+        "changed |= complete_arguments(node)",
+        "pass",
+        ("fold-batch-norm", "annotate"),
+        peer=True,
+    ),
     # sharing and observers
+    Mutant(
+        "an anchor that comes later",
+        "ir.sharing.explicit:follow_anchors",
+        "anchors[i] = index[spec.edge_or_node]",
+        "anchors[i] = {p: k for p, k in index.items() if k <= i}[spec.edge_or_node]",
+        INSERT,
+        peer=True,
+    ),
+    Mutant(
+        "an anchor that is not annotated",
+        "ir.sharing.explicit:follow_anchors",
+        "if fault is None:",
+        "if True:",
+        INSERT,
+        peer=True,
+    ),
+    Mutant(
+        "anchors in a circle",
+        "ir.sharing.resolve:resolve_sharing",
+        "*explicit.problems, ",
+        "",
+        INSERT,
+        peer=True,
+    ),
+    Mutant(
+        "data that are no numbers",
+        "ir.observers.extremes:finite_min_max",
+        "if not (high / 2 - low / 2 < torch.inf).all():",
+        "if False:",
+        INSERT,
+        peer=True,
+    ),
     Mutant(
         "observers of other constructors merged",
         "ir.specs:spec_key",
@@ -281,7 +334,27 @@ ZOO: Final = (
     ),
     Mutant("an observer left", f"{QDQ}ObserversToQdq.run", "gm.graph.erase_node(node)", "pass", CONVERT),
     Mutant(
-        "converted without data", f"{QDQ}_check_calibrated", "if unseen:", "if False:", CONVERT, peer=True
+        "converted without data",
+        f"{QDQ}_check_calibrated",
+        "if unseen:",
+        "if False:",
+        CONVERT,
+        peer=True,
+        also=(
+            (
+                "ir.observers.statistic:StatisticObserver.calculate_qparams",
+                "if not self.has_data:",
+                "if not self.has_data:\n        return torch.ones(1), torch.zeros(1, dtype=torch.int32)\n    if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "no range where the spec has none",
+        f"{QDQ}_range",
+        "if quant_min is not None and quant_max is not None:",
+        "if True:",
+        CONVERT,
+        peer=True,
     ),
     Mutant(
         "quantized parameters of no one stay",
@@ -342,6 +415,30 @@ ZOO: Final = (
         ("propagate-metadata",),
     ),
     # reference-representation
+    Mutant(
+        "the rule of conv2d never fires",
+        f"{REF}representation:_Rewriting.apply",
+        "if not self.done",
+        'if rule.name == "conv2d" or not self.done',
+        REFERENCE,
+        peer=True,
+    ),
+    Mutant(
+        "the rule of max_pool2d never fires",
+        f"{REF}representation:_Rewriting.apply",
+        "if not self.done",
+        'if rule.name == "max_pool2d" or not self.done',
+        REFERENCE,
+        peer=True,
+    ),
+    Mutant(
+        "the rule of linear never fires by channel",
+        f"{REF}representation:_Rewriting.apply",
+        "if not self.done",
+        'if (rule.name == "linear" and "per_channel" in str(found.tensors)) or not self.done',
+        REFERENCE,
+        peer=True,
+    ),
     Mutant(
         "wrong lower bound", f"{REF}arithmetic:requantize", "output.quant_min, output", "0, output", REFERENCE
     ),
@@ -475,6 +572,79 @@ ZOO: Final = (
         "switch_to_evaluation(gm)",
         "pass",
         ("fold-conv-bn-qat",),
+    ),
+    Mutant(
+        "momentum of the default in training",
+        "ir.conv_bn_writer:BlockWriter.batch_norm",
+        "block.momentum",
+        "0.1",
+        FAKE,
+        peer=True,
+    ),
+    Mutant(
+        "eps of the default after evaluation",
+        "ir.conv_bn_writer:BlockWriter.batch_norm",
+        "block.eps",
+        "1e-5",
+        FAKE,
+        peer=True,
+    ),
+    Mutant(
+        "dropout of the default after evaluation",
+        "ir.train_eval:_Switch.set",
+        "self.node.update_arg(index, value)",
+        "self.node.update_arg(index, value); self.node.target in DROPOUTS and self.node.update_arg(1, 0.5)",
+        FAKE,
+        peer=True,
+    ),
+    Mutant(
+        "a frozen BatchNorm trains",
+        "ir.conv_bn:make_block",
+        "training=norm.training",
+        "training=True",
+        FAKE,
+        peer=True,
+    ),
+    Mutant(
+        "a frozen BatchNorm trains after evaluation",
+        "ir.train_eval:to_training",
+        "switch.on if throughout else None",
+        "switch.on",
+        FAKE,
+        peer=True,
+    ),
+    Mutant(
+        "divided by a scale of zero",
+        "ir.conv_bn_writer:BlockWriter.unscaled_weight",
+        "(off, weight, unscaled)",
+        "(off, unscaled, unscaled)",
+        FUSE,
+        peer=True,
+    ),
+    Mutant(
+        "a BatchNorm without gamma",
+        "ir.conv_bn_writer:BlockWriter.scale",
+        "if block.gamma is not None:",
+        "if True:",
+        FUSE,
+        peer=True,
+    ),
+    Mutant(
+        "a BatchNorm without running statistics",
+        "ir.batch_norm:read_norm",
+        "if mean is None or var is None:",
+        "if False:",
+        FUSE,
+        peer=True,
+    ),
+    # the graph as a module
+    Mutant(
+        "train and eval forget to switch",
+        "ir.clone:clone_graph_module",
+        "copies, ExportedGraphModule)",
+        "copies, GraphModule)",
+        NORMALIZE,
+        peer=True,
     ),
     # lowering
     Mutant(

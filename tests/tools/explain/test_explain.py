@@ -1,0 +1,159 @@
+"""``explain``: by node, module and source line, at every stage."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+import torch
+from lowbit import explain, prepare_pt2e
+from lowbit.backends import get_backend
+from lowbit.errors import StageError, UnknownNameError
+from lowbit.ir.reasons import REASONS
+from torch import nn
+
+
+def only(model, about):
+    (operator,) = explain(model, about).operators
+    return operator
+
+
+def test_a_whole_model(stages) -> None:
+    explained = explain(stages.prepared)
+    assert [each.node for each in explained.operators][:3] == ["conv2d", "batch_norm", "add"]
+    assert (explained.coverage.quantized, explained.coverage.total) == (3, 11)
+    text = str(explained)
+    assert text.startswith("3 of 11 float operators quantized for x86_inductor; 8 left float: ")
+    # Every reason once, with what to do, and every operator below its reason.
+    for reason in {each.reason for each in explained.operators if each.status == "float"}:
+        assert text.count(f"\n{reason}: {REASONS[reason].meaning}\n  do: {REASONS[reason].advice}\n") == 1
+    assert all(f"%{each.node} (" in text for each in explained.operators if each.status == "float")
+
+
+def test_a_node_that_stays_float(stages) -> None:
+    found = only(stages.prepared, "linear")
+    assert (found.status, found.reason, found.pattern) == ("float", "weight-not-constant", "")
+    assert (found.meaning, found.advice) == attrs.astuple(REASONS["weight-not-constant"])
+    assert [(miss.pattern, miss.reason) for miss in found.nearest] == [("linear", "weight-not-constant")]
+    assert found.source.endswith("z = F.linear(joined, self.last.weight * 2, self.last.bias)")
+    lines = str(found).splitlines()
+    assert lines[0] == "%linear (aten.linear.default) stays float: weight-not-constant"
+    assert f"  do:      {found.advice}" in lines
+
+
+def test_a_node_that_is_quantized_and_could_be_fused_better(stages) -> None:
+    found = only(stages.prepared, "%conv2d")
+    assert (found.status, found.reason, found.pattern) == ("quantized", "", "conv2d")
+    fusing, norm = found.nearest
+    assert (fusing.pattern, fusing.reason, fusing.node) == ("conv2d-add", "second-user", "conv2d")
+    assert (norm.pattern, norm.reason, norm.node) == ("batch-norm", "several-users", "batch_norm")
+    assert "not folded: the output of conv2d is also read elsewhere" in str(found)
+
+
+def test_scales_are_those_of_the_observers_the_pairs_and_the_kernels(stages) -> None:
+    observer = stages.prepared.get_submodule("activation_post_process")
+    scale, zero_point = (value.item() for value in observer.calculate_qparams())
+    prepared, converted = (only(model, "first").tensors[0] for model in (stages.prepared, stages.converted))
+    lowered = only(stages.lowered, "first").tensors[0]
+    for found in (prepared, converted, lowered):
+        assert found.scale == (pytest.approx(scale, rel=1e-6),) * 2
+        assert found.zero_point == (zero_point, zero_point)
+        assert found.channels == 1
+    assert (prepared.tensor, prepared.role, prepared.observer) == ("x", "reads", "activation_post_process")
+    assert (prepared.group, prepared.shared_by) == (0, 1)
+    assert prepared.spec == "u8[0, 127], per tensor affine"
+    assert (converted.tensor, converted.group, converted.spec) == ("x", None, "u8[0, 127]")
+    assert (lowered.tensor, lowered.role) == ("x", "argument")
+
+
+def test_channels_of_a_weight(stages) -> None:
+    weight = stages.prepared.get_submodule("activation_post_process_1")
+    scales, _ = weight.calculate_qparams()
+    for model in (stages.prepared, stages.converted, stages.lowered):
+        found = only(model, "first").tensors[1]
+        assert found.channels == 8
+        assert found.scale == pytest.approx((scales.min().item(), scales.max().item()), rel=1e-6)
+        assert found.zero_point == (0, 0)
+
+
+def test_what_a_lowered_operator_runs_on(stages) -> None:
+    found = only(stages.lowered, "block.0")
+    nodes = {node.name for node in stages.lowered.graph.nodes}
+    assert found.kernel == "onednn.qconv_pointwise"
+    assert found.runs_at in nodes
+    assert found.node not in nodes
+    # The kernel stands for the operators that it replaced.
+    assert [each.node for each in explain(stages.lowered, found.runs_at).operators] == ["conv2d_1", "relu"]
+
+
+def test_a_module_stands_for_what_is_in_it(stages) -> None:
+    assert [each.node for each in explain(stages.prepared, "block").operators] == ["conv2d_1", "relu"]
+    assert [each.node for each in explain(stages.prepared, "block.1").operators] == ["relu"]
+    with pytest.raises(UnknownNameError):
+        explain(stages.prepared, "bloc")
+
+
+def test_a_source_line_stands_for_what_it_made(stages) -> None:
+    source = only(stages.prepared, "cat").source
+    place, _, code = source.partition(": ")
+    assert code == "joined = torch.cat([a, b], 1).mean((2, 3))"
+    for asked in (place, place.rpartition("/")[2]):
+        assert [each.node for each in explain(stages.prepared, asked).operators] == ["cat", "mean"]
+
+
+def test_what_is_no_operator_stands_for_those_around_it(stages) -> None:
+    def around(model, name):
+        return [each.node for each in explain(model, name).operators]
+
+    assert around(stages.prepared, "activation_post_process_2") == ["add", "conv2d_1"]
+    assert around(stages.prepared, "first_weight") == ["conv2d"]
+    assert around(stages.converted, "x") == ["conv2d"]
+    node = next(n for n in stages.prepared.graph.nodes if n.name == "relu")
+    assert only(stages.prepared, node).node == "relu"
+
+
+def test_many_operators_are_listed_by_reason(stages) -> None:
+    class Four(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Softmax(-1))
+
+        def forward(self, x):
+            return self.all(x)
+
+    exported = torch.export.export(Four().eval(), (torch.ones(2, 4),)).module()
+    text = str(explain(prepare_pt2e(exported, get_backend("xnnpack").quantizer()), "all"))
+    assert text.startswith("all: 4 operators\n\nno-pattern: ")
+    listed = text.partition("quantized:\n")[2].splitlines()
+    assert listed == [
+        "  %linear (aten.linear.default) in all.0: linear-relu",
+        "  %relu (aten.relu.default) in all.1: linear-relu",
+        "  %linear_1 (aten.linear.default) in all.2: linear",
+    ]
+
+
+def test_an_unknown_name_has_the_nearest(stages) -> None:
+    with pytest.raises(UnknownNameError, match="'con2d' is no node") as caught:
+        explain(stages.prepared, "con2d")
+    assert "conv2d" in caught.value.hint
+    with pytest.raises(UnknownNameError, match="is no node"):
+        explain(stages.prepared, "")
+
+
+@pytest.mark.parametrize("model", [nn.ReLU(), torch.export.export(nn.ReLU(), (torch.ones(1),)).module()])
+def test_a_model_that_nobody_prepared(model) -> None:
+    with pytest.raises(StageError, match="nobody prepared"):
+        explain(model)
+
+
+def test_an_explanation_is_plain_data(stages) -> None:
+    for about in (None, "first", "linear"):
+        data = attrs.asdict(explain(stages.lowered, about))
+        assert json.loads(json.dumps(data))["operators"][0]["node"] == data["operators"][0]["node"]
+
+
+def test_the_model_is_not_changed(stages) -> None:
+    before = str(stages.prepared.graph), [dict(node.meta) for node in stages.prepared.graph.nodes]
+    explain(stages.prepared, "first")
+    assert (str(stages.prepared.graph), [dict(node.meta) for node in stages.prepared.graph.nodes]) == before
