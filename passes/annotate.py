@@ -25,7 +25,8 @@ __all__ = ["Annotate"]
 class Annotate:
     """Runs ``transform_for_annotation``, ``annotate`` and ``validate`` of the context's quantizer.
 
-    Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
+    Afterwards the ledger has one decision for every float operator, whatever the quantizer wrote there
+    (:mod:`lowbit.ir.settle`). Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
     """
 
     name: ClassVar[str] = "annotate"

@@ -74,7 +74,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     example = ModuleType("example")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "example", example)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "160")
     # The C++ compiler would take most of the time; that Inductor compiles lowered models is tested with each
     # backend.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

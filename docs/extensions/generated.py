@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 from collections.abc import Iterable, Iterator
@@ -9,11 +10,13 @@ from typing import Any
 
 import attrs
 from lowbit import Stage, passes
+from lowbit.backends import get_backend
+from lowbit.backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from lowbit.ir.reasons import REASONS
-from lowbit.passes import Pass, pass_class, pass_names
+from lowbit.passes import Pass, Pipeline, pass_class, pass_names
 from lowbit.passes.instruments.diff_to_json import SCHEMA
 
-__all__ = ["DIRECTIVES", "diff_schema_table", "passes_table", "reasons_table"]
+__all__ = ["DIRECTIVES", "diff_schema_table", "flow", "passes_table", "reasons_table"]
 
 
 def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -40,6 +43,34 @@ def _pass_row(cls: type[Pass]) -> tuple[str, ...]:
     ensures = "the same" if cls.ensures is None else cls.ensures.name
     summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
     return f"{{py:class}}`{cls.name} <lowbit.passes.{cls.__name__}>`", requires, ensures, options, summary
+
+
+def flow() -> str:
+    """The stages, and between them the verbs with the passes they run, as HTML."""
+    lower = get_backend("x86_inductor").lower
+    assert lower is not None
+    observed = [("prepare_pt2e", PREPARE), ("prepare_qat_pt2e", PREPARE_QAT)]
+    steps = [
+        (Stage.FLOAT, observed),
+        (Stage.OBSERVED, [("calibrate", None), ("convert_pt2e", CONVERT)]),
+        (Stage.QDQ, [("lower_pt2e", lower)]),
+    ]
+    lines = ['<ol class="flow">', _stage("nn.Module", "torch.export.export")]
+    for stage, verbs in steps:
+        lines += [_stage(stage.name), '<li class="verbs"><ul>']
+        lines += [f"<li>{_verb(name, pipeline)}</li>" for name, pipeline in verbs]
+        lines += ["</ul></li>"]
+    return "\n".join([*lines, _stage(Stage.LOWERED.name), "</ol>"])
+
+
+def _stage(name: str, then: str = "") -> str:
+    following = f'<li class="verbs"><ul><li><code>{then}</code></li></ul></li>' if then else ""
+    return f'<li class="stage">{name}</li>{following}'
+
+
+def _verb(name: str, pipeline: Pipeline | None) -> str:
+    passes = [] if pipeline is None else [f"<span>{html.escape(name)}</span>" for name in pipeline.names]
+    return " ".join([f"<code>{name}</code>", *passes])
 
 
 def reasons_table() -> str:
@@ -78,5 +109,5 @@ def _kind(value: dict[str, Any]) -> str:
     return f"{text} of {_kind(value['items'])}" if "items" in value else text
 
 
-DIRECTIVES = {"passes": passes_table, "reasons": reasons_table, "diff-schema": diff_schema_table}
+DIRECTIVES = {"flow": flow, "passes": passes_table, "reasons": reasons_table, "diff-schema": diff_schema_table}
 """The directives that put them into a page."""

@@ -115,7 +115,8 @@ def _trimmed_bins(cumulative: list[int]) -> Iterator[tuple[int, int]]:
     start, end = 0, len(cumulative) - 1
     total = cumulative[-1]
     left = right = 0  # how many steps of 1e-5 each end has moved
-    while left + right < _QUANTILE_STEPS:
+    # Within one bin no step would change anything any more.
+    while left + right < _QUANTILE_STEPS and start < end:
         at_left = -(-(left + 1) * total // _QUANTILE_STEPS)
         next_start = min(bisect.bisect_left(cumulative, at_left, start), end)
         at_right = (_QUANTILE_STEPS - right - 1) * total // _QUANTILE_STEPS

@@ -8,7 +8,10 @@ The parser knows nothing of torch. It reads statements, one a line, in sections 
     graph self "GraphModule"
       %x: f32[2, s0] = input x
       %relu: f32[2, s0] = aten.relu.default(%x) {id: 1}
-      return (%relu,)
+      %output = return (%relu,)
+
+    modules
+      self = graph()
 
 Values are literals (``1``, ``-0.5``, ``inf``, ``"text"``, ``None``), ``[…]``, ``(…)``, ``{key: value}``,
 nodes (``%x``), entries of tables (``#0``), names (``f32``, ``torch.channels_last``), names of Python objects

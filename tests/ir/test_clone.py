@@ -327,6 +327,7 @@ def test_a_clone_can_be_deep_copied() -> None:
     gm = clone(annotated())
     new = copy.deepcopy(gm)
     assert str(new.graph) == str(gm.graph)
+    assert names(new) == names(gm)
     assert torch.equal(new(torch.ones(2)), gm(torch.ones(2)))
 
 

@@ -34,7 +34,7 @@ EXIT_CODES: Final = {
 _OURS: Final = tuple(
     f"{folder}{os.sep}" for folder in (Path(__file__).parents[2], Path(click.__file__).parent)
 )
-_MARK: Final = "raised by "
+_NOTE: Final = "lowbit was calling "
 
 
 @attrs.frozen
@@ -99,17 +99,20 @@ def describe(error: BaseException, *, with_traceback: bool) -> Failure:
 
 
 def in_code_of_yours(error: BaseException, who: str) -> None:
-    """Note on ``error`` that ``who`` raised it, code that the user named; its traceback starts there."""
-    error.add_note(_MARK + who)
+    """Note on ``error`` that it comes from ``who``, which the user named; its traceback starts there."""
+    error.add_note(_NOTE + who)
 
 
 def _raised_by_others(error: BaseException) -> Failure:
-    noted = [note for note in getattr(error, "__notes__", ()) if note.startswith(_MARK)]
-    start = _first_frame_of_others(error.__traceback__) if noted else error.__traceback__
+    kind = type(error).__name__
+    callers = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
+    start = _first_frame_of_others(error.__traceback__) if callers else error.__traceback__
     text = "".join(traceback.format_exception(type(error), error, start))
-    hint = "" if noted else "if this is not from code of yours, it is a defect of lowbit: please report it"
-    found = f"{type(error).__name__}: {error}"
-    return Failure(_RAISED, type(error).__name__, found, tuple(noted), hint, None, text)
+    if callers:
+        who = callers[0].removeprefix(_NOTE)
+        return Failure(_RAISED, kind, f"{who} raised {kind}: {error}", traceback=text)
+    hint = "if this is not from code of yours, it is a defect of lowbit: please report it"
+    return Failure(_RAISED, kind, f"{kind}: {error}", hint=hint, traceback=text)
 
 
 def _first_frame_of_others(start: TracebackType | None) -> TracebackType | None:

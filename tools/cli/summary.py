@@ -65,7 +65,7 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     console.print(f"{model}, for {result.backend} with preset {result.preset}", soft_wrap=True)
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"coverage: {result.coverage} ({result.coverage.share:.0%} quantized)", soft_wrap=True)
+    console.print(f"coverage: {result.coverage}", soft_wrap=True)
     show_decisions(console, [d for d in result.decisions if d.status != "quantized"])
     before, after = result.weight_bytes
     ratio = f", {before / after:.2f} times smaller" if 0 < after < before else ""

@@ -15,10 +15,18 @@ from collections.abc import Callable
 import attrs
 
 from ...backends.base import Backend
-from . import of_backend, of_pattern
+from . import annotated, annotated_by_hand, converted, declared, lowered, of_backend, selected
 from .flow import Flows
 
 __all__ = ["Check", "check_backend", "conformance_test"]
+
+
+_OF_PATTERNS = (
+    *declared.PROPERTIES,
+    *annotated.PROPERTIES,
+    *converted.PROPERTIES,
+    *lowered.PROPERTIES,
+)
 
 
 @attrs.frozen(eq=False)
@@ -45,11 +53,16 @@ def check_backend(backend: Backend) -> tuple[Check, ...]:
     """
     flows = Flows(backend)
     return (
-        *(Check(_words(p), lambda p=p: p(flows)) for p in of_backend.PROPERTIES),
+        *(Check(_words(p), lambda p=p: p(flows)) for p in (*of_backend.PROPERTIES, *selected.PROPERTIES)),
         *(
             Check(f"{pattern.name} {_words(p)}", lambda p=p, pattern=pattern: p(flows, pattern))
             for pattern in backend.patterns
-            for p in of_pattern.PROPERTIES
+            for p in _OF_PATTERNS
+        ),
+        *(
+            Check(f"{each.name} {_words(p)}", lambda p=p, each=each: p(flows, each))
+            for each in backend.by_hand
+            for p in annotated_by_hand.PROPERTIES
         ),
     )
 

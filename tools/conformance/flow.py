@@ -7,7 +7,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Generator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 import torch
@@ -18,7 +18,7 @@ from ...backends.base import Backend
 from ...backends.capabilities import Capability, Preset, mode_of
 from ...backends.composable import ComposableQuantizer
 from ...calibration import calibrate
-from ...errors import NothingQuantizedWarning, SaturationWarning
+from ...errors import IneffectiveSettingWarning, NothingQuantizedWarning, SaturationWarning
 from ...export_utils import move_exported_model_to_eval
 from ...ir.annotation import QuantizationAnnotation, get_annotation
 from ...ir.ledger import Decision
@@ -31,19 +31,31 @@ from ...passes.instruments import Change
 from ...quantize_pt2e import convert_pt2e, decisions, lower_pt2e, prepare_pt2e, prepare_qat_pt2e
 from .zoo import Branch, ReaderQuantizer, Zoo, zoo_of
 
-__all__ = ["Flows", "Run"]
+__all__ = ["Flows", "Run", "Setting", "quietly"]
 
 
+@runtime_checkable
 class Configurable(Protocol):
-    """What the kit asks of a backend's quantizer."""
+    """What the kit asks of a backend's quantizer; other setters are tried where it has them."""
 
     def set_global(self, quantization_config: QuantizationConfig | None) -> Any:
         """Configure all operators."""
         ...
 
-    def set_module_name(self, module_name: str, quantization_config: QuantizationConfig | None) -> Any:
-        """Configure the operators of one module."""
-        ...
+
+@attrs.frozen(eq=False)
+class Setting:
+    """A call of a setter.
+
+    Args:
+        setter: its name.
+        what: what it selects by.
+        config: the configuration of what is selected.
+    """
+
+    setter: str
+    what: object
+    config: QuantizationConfig | None
 
 
 @attrs.frozen(eq=False)
@@ -176,18 +188,12 @@ class Flows:
         """The table of capabilities by pattern and preset."""
         return {(cell.pattern, cell.preset): cell for cell in self.backend.capabilities()}
 
-    def quantizer(
-        self, config: QuantizationConfig | None, **by_module: QuantizationConfig | None
-    ) -> Quantizer:
-        """The backend's quantizer with ``config``, behind the readers of the zoo.
-
-        ``by_module`` has what applies to single branches: ``branches_3`` is the path ``branches.3``.
-        """
+    def quantizer(self, config: QuantizationConfig | None, *settings: Setting) -> Quantizer:
+        """The backend's quantizer with ``config`` and ``settings``, behind the readers of the zoo."""
         own = self.backend.quantizer()
-        configurable = cast(Configurable, own)
-        configurable.set_global(config)
-        for name, other in by_module.items():
-            configurable.set_module_name(name.replace("_", "."), other)
+        cast(Configurable, own).set_global(config)
+        for setting in settings:
+            getattr(own, setting.setter)(setting.what, setting.config)
         is_static = config is not None and mode_of(config) is Mode.STATIC
         read = config.input_activation if config is not None and is_static else None
         return ComposableQuantizer([ReaderQuantizer(read), own])
@@ -198,14 +204,14 @@ class Flows:
         """The graph of ``model`` (of the zoo) behind the ``annotate`` pass, and the decisions."""
         context = PassContext(quantizer=quantizer)
         passes = self.backend.prepare.until("annotate")
-        with _quietly():
+        with quietly():
             annotated = PassManager().run(model or self.exported, passes, context)
         return annotated, context.ledger.decisions
 
     def _run(self, preset: Preset) -> Run:
         config, backend, inputs = preset.config(), self.backend, self.zoo.inputs
         kept = KeepAnnotations()
-        with _quietly(), torch.no_grad():
+        with quietly(), torch.no_grad():
             if config.is_qat:
                 prepared = prepare_qat_pt2e(self.trained, self.quantizer(config), instruments=(kept,))
                 prepared(*inputs)
@@ -224,9 +230,10 @@ class Flows:
 
 
 @contextlib.contextmanager
-def _quietly() -> Generator[None]:
+def quietly() -> Generator[None]:
     """Without the warnings of what the checks look at themselves."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IneffectiveSettingWarning)
         warnings.simplefilter("ignore", NothingQuantizedWarning)
         warnings.simplefilter("ignore", SaturationWarning)
         yield

@@ -8,13 +8,11 @@ import re
 import torch
 
 from ...backends.registry import get_backend
-from ...errors import UnknownNameError
 from ...ir.annotation import get_annotation
 from ...ir.points import annotated_points
 from ...ir.snapshot import take_snapshot
 from ...ir.stages import Stage
 from ...ir.verifiers import verify
-from ...matchers.operator_pattern import Sharing
 from ...passes import Pipeline
 from ...quantize_pt2e import lower_pt2e
 from .expect import expect, expect_equal
@@ -33,7 +31,7 @@ def has_a_name_of_its_own(flows: Flows) -> None:
 
 def has_patterns_with_names_of_their_own(flows: Flows) -> None:
     """There are patterns, and no name stands for two."""
-    names = [pattern.name for pattern in flows.backend.patterns]
+    names = [each.name for each in (*flows.backend.patterns, *flows.backend.by_hand)]
     expect(bool(names), "the backend has no patterns")
     expect_equal(sorted(names), sorted(set(names)), "names of patterns")
 
@@ -90,9 +88,10 @@ def makes_its_own_quantizer(flows: Flows) -> None:
 
 
 def has_a_cell_for_each_pattern_and_preset(flows: Flows) -> None:
-    """The table has each pattern under each preset, once."""
+    """The table has each pattern, and what is annotated by hand, under each preset, once."""
     found = [(cell.pattern, cell.preset) for cell in flows.backend.capabilities()]
-    wanted = [(p.name, preset.name) for p in flows.backend.patterns for preset in flows.backend.presets]
+    names = [each.name for each in (*flows.backend.patterns, *flows.backend.by_hand)]
+    wanted = [(name, preset.name) for name in names for preset in flows.backend.presets]
     expect_equal(sorted(found), sorted(wanted), "cells")
 
 
@@ -142,43 +141,6 @@ def annotates_nothing_without_configuration(flows: Flows) -> None:
     expect(all(d.reason for d in decisions), "something is left float without a reason")
 
 
-def leaves_excluded_parts_float(flows: Flows) -> None:
-    """``set_module_name(part, None)`` leaves that part float, and no other."""
-    config = flows.backend.presets[0].config()
-    excluded = flows.zoo.branches[:: max(1, len(flows.zoo.branches) // 2)]
-    names = dict.fromkeys((branch.path.replace(".", "_") for branch in excluded), None)
-    _, decisions = flows.annotate(flows.quantizer(config, **names))
-    _, without = flows.annotate(flows.quantizer(config))
-    paths = {branch.path for branch in excluded}
-    quantized = [d.node for d in decisions if d.status == "quantized"]
-    expected = [d.node for d in without if d.status == "quantized" and d.module not in paths]
-    expect_equal(quantized, expected, "quantized with parts excluded")
-
-
-def quantizes_selected_parts(flows: Flows) -> None:
-    """``set_module_name(part, config)`` quantizes that part, without any configuration for the rest."""
-    config = flows.backend.presets[0].config()
-    alone = [b for b in flows.zoo.branches if b.pattern.sharing is Sharing.INDEPENDENT]
-    _, all_of_them = flows.annotate(flows.quantizer(config))
-    paths = [d.module for d in all_of_them if d.status == "quantized"]
-    chosen = next((b for b in alone if b.path in paths), None)
-    expect(chosen is not None, "no pattern that computes is quantized under the first preset")
-    if chosen is not None:
-        _, decisions = flows.annotate(flows.quantizer(None, **{chosen.path.replace(".", "_"): config}))
-        quantized = {d.module for d in decisions if d.status == "quantized"}
-        expect_equal(quantized, {chosen.path}, "the parts quantized")
-
-
-def refuses_selections_of_nothing(flows: Flows) -> None:
-    """A setting for a part that the model does not have is an error."""
-    config = flows.backend.presets[0].config()
-    try:
-        flows.annotate(flows.quantizer(config, nowhere=config))
-    except UnknownNameError:
-        return
-    expect(False, "a module name that the model does not have was taken")
-
-
 def leaves_float64_alone(flows: Flows) -> None:
     """In a model of float64 nothing is quantized, and every operator has a reason."""
     exported: torch.fx.GraphModule | None = None
@@ -219,11 +181,12 @@ def lowers_alike_every_time(flows: Flows) -> None:
 
 
 def writes_its_table_as_text(flows: Flows) -> None:
-    """The table as text has a line for each pattern, and the same at every call."""
+    """The table as text has a line for each pattern and each ``by_hand``, and the same at every call."""
     text = str(flows.backend.capabilities())
     expect_equal(str(flows.backend.capabilities()), text, "the table, written twice")
     lines = [line.split()[1] for line in text.splitlines()[1:]]
-    expect_equal(lines, [pattern.name for pattern in flows.backend.patterns], "lines of the table")
+    names = [each.name for each in (*flows.backend.patterns, *flows.backend.by_hand)]
+    expect_equal(lines, names, "lines of the table")
 
 
 def keeps_the_rules_of_stages(flows: Flows) -> None:
@@ -253,9 +216,6 @@ PROPERTIES = (
     annotates_nothing_without_configuration,
     leaves_float64_alone,
     keeps_the_rules_of_stages,
-    leaves_excluded_parts_float,
-    quantizes_selected_parts,
-    refuses_selections_of_nothing,
     gives_copies_that_compute_alike,
     lowers_alike_every_time,
     writes_its_table_as_text,

@@ -174,7 +174,11 @@ class _Explainer:
 
 def _patterns_of(model: GraphModule) -> tuple[OperatorPattern, ...]:
     name = model.meta.get(BACKEND_KEY)
-    return () if name is None else get_backend(name).patterns
+    try:
+        return () if name is None else get_backend(name).patterns
+    except UnknownNameError:
+        # A saved model may be of a backend that is not installed here; there is more to say than near misses.
+        return ()
 
 
 def _maker_of(node: Node) -> str:

@@ -23,35 +23,54 @@ if importlib.util.find_spec("hypothesis") is None:
 # Everything below imports hypothesis.
 from . import laws
 from .laws import LAWS, Law, LawBroken, check, check_on
+from .illegal import FAULTS, IllegalQuantizer
 from .programs import Program, Step, build
 from .quantizing import Choices, DrawnQuantizer
 from .strategies import (
+    Dynamic,
+    NearMiss,
+    choices,
+    dynamic_modules,
+    illegal_quantizers,
     near_misses,
     per_channel_specs,
     per_tensor_specs,
     pipelines,
     programs,
+    quantizers,
+    shapes,
+    steps,
     subjects,
 )
 from .subjects import Subject
 
 __all__ = [
+    "FAULTS",
     "LAWS",
     "Choices",
     "DrawnQuantizer",
+    "Dynamic",
+    "IllegalQuantizer",
     "Law",
     "LawBroken",
+    "NearMiss",
     "Program",
     "Step",
     "Subject",
     "build",
     "check",
     "check_on",
+    "choices",
+    "dynamic_modules",
+    "illegal_quantizers",
     "laws",
     "near_misses",
     "per_channel_specs",
     "per_tensor_specs",
     "pipelines",
     "programs",
+    "quantizers",
+    "shapes",
+    "steps",
     "subjects",
 ]

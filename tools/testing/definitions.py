@@ -35,7 +35,7 @@ from .data import refuses_to_convert_without_data, refuses_what_is_no_number
 from .modes import copies_are_alike, modes_return, state_kept
 from .run import Law, LawBroken, Run
 
-__all__ = ["LAWS", "Law", "LawBroken", "Run"]
+__all__ = ["COSTLY", "LAWS", "Law", "LawBroken", "Run"]
 
 
 def stage_verified(run: Run) -> None:
@@ -312,6 +312,15 @@ def _relabels(run: Run) -> bool:
     return before != after
 
 
+COSTLY: Final[tuple[Law, ...]] = (
+    refuses_to_convert_without_data,
+    blind_to_names,
+    deterministic,
+    text_reads_back,
+    copies_are_alike,
+)
+"""The laws that cost more than a run of most passes: a few graphs will do."""
+
 LAWS: Final[tuple[Law, ...]] = (
     stage_verified,
     meaning_kept,
@@ -322,16 +331,12 @@ LAWS: Final[tuple[Law, ...]] = (
     everything_decided,
     rules_fire,
     state_kept,
+    modes_return,
     annotations_preserved,
     one_observer_a_group,
-    idempotent,
     refuses_what_is_no_number,
-    refuses_to_convert_without_data,
-    modes_return,
-    blind_to_names,
-    deterministic,
-    text_reads_back,
-    copies_are_alike,
+    idempotent,
+    *COSTLY,
 )
-"""All laws, those that cost most at the end. That the caller's graph and tensors stay as they are, and that a
-change is not concealed, is checked by the pass manager in every run."""
+"""All laws. That the caller's graph and tensors stay as they are, and that a change is not concealed, is checked
+by the pass manager in every run."""

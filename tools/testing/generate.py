@@ -71,5 +71,5 @@ def _choices(random: Random) -> Choices:
         weight=random.randrange(len(WEIGHTS)),
         output=output,
         shares=random.random() < 0.7,
-        anchor=random.choice((1, 2, 3)) if random.random() < 0.06 else 0,
+        anchor=random.choice((1, 2, 3)) if random.random() < 0.1 else 0,
     )

@@ -15,12 +15,12 @@ from ...errors import LowbitError
 from ...ir.quantizer import Quantizer
 from ...passes import Pass, PassContext, PassManager, Pipeline
 from ...passes.instruments import Change
-from .definitions import LAWS, Law, LawBroken, Run
+from .definitions import COSTLY, LAWS, Law, LawBroken, Run
 from .generate import draw_subject
 from .shrink import smallest
 from .subjects import BROKEN, Subject, bring, place_of
 
-__all__ = ["LAWS", "Law", "LawBroken", "Run", "check", "check_on"]
+__all__ = ["COSTLY", "LAWS", "Law", "LawBroken", "Run", "check", "check_on"]
 
 
 @attrs.define(eq=False)

@@ -95,7 +95,9 @@ def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
 
 
 def _to_integers(to: Registers, x: Node, _: Node, option: int) -> Node:
-    return to.call(_aten.to.dtype, x, (torch.int32, torch.int64)[option % 2])
+    integers = to.call(_aten.to.dtype, x, (torch.int32, torch.int64)[option % 2])
+    # With an integer added they are integers still.
+    return to.call(_aten.add.Tensor, integers, 2) if option % 3 else integers
 
 
 def _weighted(to: Registers, weight: torch.Tensor, option: int) -> tuple[Node, Node | None]:
@@ -161,7 +163,7 @@ def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
         return None  # torch refuses one value a channel
     channels = shape[1]
     gamma, beta = (to.random(channels) for _ in range(2))
-    if option % 7 == 5:
+    if option % 3 == 2 and channels > 1:
         gamma[0] = 0.0  # a channel that is off, as torchvision begins with
     affine = [to.constant(n, v, is_parameter=True) for n, v in (("gamma", gamma), ("beta", beta))]
     mean = to.constant("running_mean", to.random(channels))
@@ -169,7 +171,7 @@ def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     eps, momentum = (1e-5, 1e-3, 0.1)[option % 3], (0.1, 0.3, 0.03, 0.1)[option % 4]
     affine = [None, None] if option % 5 == 4 else affine
     # Some are frozen while the others train.
-    training = to.is_training and option % 6 != 4
+    training = to.is_training and option % 4 != 1
     statistics = [mean, variance]
     if option % 11 == 10 and math.prod(shape) > channels:
         statistics, training = [None, None], True  # those of the batch, always

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: programs, annotations, specs, pipelines, near-misses of a pattern."""
+"""Hypothesis strategies: programs, shapes, annotations, specs, pipelines, near-misses of a pattern."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ from ...ir.specs import QuantizationSpec
 from ...matchers.capture import capture
 from ...passes import Pipeline
 from .generate import SHAPES
+from .illegal import FAULTS, IllegalQuantizer
 from .operators import OPERATORS
-from .programs import Program, Step
-from .quantizing import ACTIVATIONS, WEIGHTS, Choices
+from .programs import Program, Step, build
+from .quantizing import ACTIVATIONS, WEIGHTS, Choices, DrawnQuantizer
 from .subjects import Subject
 
 __all__ = [
+    "Dynamic",
     "NearMiss",
     "choices",
+    "dynamic_modules",
+    "illegal_quantizers",
     "near_misses",
     "per_channel_specs",
     "per_tensor_specs",
     "pipelines",
     "programs",
+    "quantizers",
+    "shapes",
     "steps",
     "subjects",
 ]
@@ -47,11 +53,16 @@ def steps() -> st.SearchStrategy[Step]:
     return st.builds(Step, st.sampled_from(list(OPERATORS)), small, small, st.integers(0, 41))
 
 
+def shapes() -> st.SearchStrategy[tuple[int, ...]]:
+    """Shapes of tensors, some of them without elements or without dimensions."""
+    return st.sampled_from(list(SHAPES))
+
+
 def programs(max_steps: int = 6, *, is_training: bool = False) -> st.SearchStrategy[Program]:
     """Programs of up to ``max_steps`` operators."""
     return st.builds(
         Program,
-        st.sampled_from(list(SHAPES)),
+        shapes(),
         st.lists(steps(), max_size=max_steps).map(tuple),
         st.integers(0, 2),
         st.integers(0, 99),
@@ -75,6 +86,53 @@ def subjects(max_steps: int = 6, *, is_training: bool = False) -> st.SearchStrat
     """Programs and how they are annotated."""
     annotations = st.lists(choices(), max_size=4).map(tuple)
     return st.builds(Subject, programs(max_steps, is_training=is_training), annotations)
+
+
+def quantizers(*, is_qat: bool = False) -> st.SearchStrategy[DrawnQuantizer]:
+    """Quantizers that annotate any operator of any graph in one way or another, with few exceptions legally.
+
+    The exceptions: points that share in a circle, or with one that is not annotated.
+    """
+    annotations = st.lists(choices(), min_size=1, max_size=4).map(tuple)
+    return st.builds(DrawnQuantizer, annotations, st.just(is_qat))
+
+
+def illegal_quantizers() -> st.SearchStrategy[IllegalQuantizer]:
+    """Quantizers that annotate one operator of every graph that has one in a way that is to be refused."""
+    return st.builds(IllegalQuantizer, quantizers(), st.sampled_from(list(FAULTS)), st.integers(0, 7))
+
+
+@attrs.frozen(eq=False)
+class Dynamic:
+    """An exported model whose inputs have a dynamic first dimension, where its operators allow that.
+
+    Args:
+        program: what was exported.
+        gm: the export.
+        inputs: that it was exported with.
+        others: inputs with another first dimension; the same one where the model fixes it.
+    """
+
+    program: Program
+    gm: GraphModule
+    inputs: tuple[torch.Tensor, ...]
+    others: tuple[torch.Tensor, ...]
+
+
+@st.composite
+def dynamic_modules(draw: st.DrawFn, max_steps: int = 3) -> Dynamic:
+    """Models of up to ``max_steps`` operators, exported with a dynamic first dimension."""
+    shape = draw(st.sampled_from([(4, 3), (4, 2, 4, 4), (4, 3, 5)]))
+    program = attrs.evolve(draw(programs(max_steps)), shape=shape)
+    gm = build(program)
+    sizes = (shape, (draw(st.integers(2, 6)), *shape[1:]))
+    generator = torch.Generator().manual_seed(program.seed)
+    inputs, others = (tuple(torch.randn(s, generator=generator) for _ in range(2)) for s in sizes)
+    batch = {0: torch.export.Dim.AUTO}
+    exported = torch.export.export(gm, inputs, dynamic_shapes=(batch, batch)).module()
+    assert isinstance(exported, GraphModule)
+    first = next(iter(exported.graph.nodes)).meta["val"]
+    return Dynamic(program, exported, inputs, others if isinstance(first.shape[0], torch.SymInt) else inputs)
 
 
 _RANGES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import attrs
@@ -157,3 +158,10 @@ def test_the_model_is_not_changed(stages) -> None:
     before = str(stages.prepared.graph), [dict(node.meta) for node in stages.prepared.graph.nodes]
     explain(stages.prepared, "first")
     assert (str(stages.prepared.graph), [dict(node.meta) for node in stages.prepared.graph.nodes]) == before
+
+
+def test_a_model_of_a_backend_that_is_not_installed(stages) -> None:
+    model = copy.deepcopy(stages.prepared)
+    model.meta["lowbit.backend"] = "elsewhere"
+    (found,) = explain(model, "linear").operators
+    assert (found.reason, found.nearest) == ("weight-not-constant", ())

@@ -29,7 +29,6 @@ from lowbit.passes import (
     pass_names,
 )
 from lowbit.tools.testing import laws
-from lowbit.tools.testing.definitions import blind_to_names, deterministic, text_reads_back
 
 # What a pass does to graphs that it refuses, for the ranges this CPU's kernels saturate with, say, is no law.
 pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.LowbitWarning")
@@ -38,8 +37,7 @@ NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 EXAMPLES = 10_000 if NIGHTLY else 200
 SEED = int(time.time()) if NIGHTLY else 0
 """Other graphs every night; a failure prints the code that shows it."""
-COSTLY = (blind_to_names, deterministic, text_reads_back)
-CHEAP = tuple(law for law in laws.LAWS if law not in COSTLY)
+CHEAP = tuple(law for law in laws.LAWS if law not in laws.COSTLY)
 
 TRAINING = {"is_training": True}
 LOWERING = {"backend": "x86_inductor"}
@@ -83,7 +81,7 @@ def test_the_laws_hold(pass_: Pass, given: dict[str, Any]) -> None:
 
 @each_pass
 def test_the_laws_hold_that_cost_more(pass_: Pass, given: dict[str, Any]) -> None:
-    laws.check(pass_, examples=EXAMPLES // 20, laws=COSTLY, **options(given))
+    laws.check(pass_, examples=EXAMPLES // 20, laws=laws.COSTLY, **options(given))
 
 
 def test_no_pass_is_forgotten() -> None:

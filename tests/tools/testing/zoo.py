@@ -24,7 +24,6 @@ class Mutant:
         old: text that occurs once in its source.
         new: what stands there instead.
         passes: the passes whose laws are to notice.
-        peer: whether it is one of the defects reproduced in the peer (see :mod:`peer`).
         also: further changes (function, old, new), where two guards are in the way of one fault.
     """
 
@@ -33,7 +32,6 @@ class Mutant:
     old: str
     new: str
     passes: tuple[str, ...]
-    peer: bool = False
     also: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -52,7 +50,7 @@ FAKE = ("fuse-conv-bn-qat", "insert-fake-quantizers")
 ZOO: Final = (
     # fold-batch-norm
     Mutant("eps dropped", f"{FBN}._folded", " + norm.eps", "", FOLD),
-    Mutant("eps of the default", f"{FBN}._folded", "norm.eps", "1e-5", FOLD, peer=True),
+    Mutant("eps of the default", f"{FBN}._folded", "norm.eps", "1e-5", FOLD),
     Mutant("gamma forgotten", f"{FBN}._folded", "scale = scale * read(norm.weight).double()", "pass", FOLD),
     Mutant("mean added", f"{FBN}._folded", "shift = -read(norm.mean)", "shift = read(norm.mean)", FOLD),
     Mutant("bias forgotten", f"{FBN}._folded", "shift = shift + read(bias_node).double()", "pass", FOLD),
@@ -81,7 +79,7 @@ ZOO: Final = (
         FOLD,
     ),
     Mutant(
-        "two BatchNorms over one weight", f"{FBN}._place", "self.reads[target] == 1", "True", FOLD, peer=True
+        "two BatchNorms over one weight", f"{FBN}._place", "self.reads[target] == 1", "True", FOLD
     ),
     Mutant("stale value of a new bias", f"{FBN}._read", "shaped.meta.get", "like.meta.get", FOLD),
     Mutant(
@@ -97,7 +95,6 @@ ZOO: Final = (
         "len(producer.users) != 1",
         "False",
         FOLD,
-        peer=True,
     ),
     Mutant(
         "channels on the last axis",
@@ -112,7 +109,6 @@ ZOO: Final = (
         'argument(call, "eps" if "eps" in positional else "epsilon")',
         "1e-5",
         FOLD,
-        peer=True,
     ),
     Mutant(
         "beta read as gamma",
@@ -196,7 +192,6 @@ ZOO: Final = (
         "[n.update_arg(1, float(n.args[1])) for n in graph.nodes "
         "if n.target is _aten.add.Tensor and type(n.args[1]) is int]; changed |= erase_unread(graph)",
         NORMALIZE,
-        peer=True,
     ),
     Mutant(
         "keyword arguments left as they are",
@@ -204,7 +199,6 @@ ZOO: Final = (
         "changed |= complete_arguments(node)",
         "pass",
         ("fold-batch-norm", "annotate"),
-        peer=True,
     ),
     # sharing and observers
     Mutant(
@@ -212,16 +206,14 @@ ZOO: Final = (
         "ir.sharing.explicit:follow_anchors",
         "anchors[i] = index[spec.edge_or_node]",
         "anchors[i] = {p: k for p, k in index.items() if k <= i}[spec.edge_or_node]",
-        INSERT,
-        peer=True,
+        ("resolve-sharing",),
     ),
     Mutant(
         "an anchor that is not annotated",
         "ir.sharing.explicit:follow_anchors",
         "if fault is None:",
         "if True:",
-        INSERT,
-        peer=True,
+        ("resolve-sharing",),
     ),
     Mutant(
         "anchors in a circle",
@@ -229,7 +221,6 @@ ZOO: Final = (
         "*explicit.problems, ",
         "",
         INSERT,
-        peer=True,
     ),
     Mutant(
         "data that are no numbers",
@@ -237,7 +228,6 @@ ZOO: Final = (
         "if not (high / 2 - low / 2 < torch.inf).all():",
         "if False:",
         INSERT,
-        peer=True,
     ),
     Mutant(
         "observers of other constructors merged",
@@ -245,7 +235,6 @@ ZOO: Final = (
         "fields.values()",
         '({**fields, "observer_or_fake_quant_ctr": None}).values()',
         INSERT,
-        peer=True,
     ),
     Mutant(
         "other dtypes share",
@@ -339,7 +328,6 @@ ZOO: Final = (
         "if unseen:",
         "if False:",
         CONVERT,
-        peer=True,
         also=(
             (
                 "ir.observers.statistic:StatisticObserver.calculate_qparams",
@@ -347,14 +335,6 @@ ZOO: Final = (
                 "if not self.has_data:\n        return torch.ones(1), torch.zeros(1, dtype=torch.int32)\n    if False:",
             ),
         ),
-    ),
-    Mutant(
-        "no range where the spec has none",
-        f"{QDQ}_range",
-        "if quant_min is not None and quant_max is not None:",
-        "if True:",
-        CONVERT,
-        peer=True,
     ),
     Mutant(
         "quantized parameters of no one stay",
@@ -384,7 +364,6 @@ ZOO: Final = (
         "delete_unused(gm)",
         "pass",
         ("fold-quantize",),
-        peer=True,
     ),
     Mutant(
         "folded weight says it is float",
@@ -421,7 +400,6 @@ ZOO: Final = (
         "if not self.done",
         'if rule.name == "conv2d" or not self.done',
         REFERENCE,
-        peer=True,
     ),
     Mutant(
         "the rule of max_pool2d never fires",
@@ -429,7 +407,6 @@ ZOO: Final = (
         "if not self.done",
         'if rule.name == "max_pool2d" or not self.done',
         REFERENCE,
-        peer=True,
     ),
     Mutant(
         "the rule of linear never fires by channel",
@@ -437,7 +414,6 @@ ZOO: Final = (
         "if not self.done",
         'if (rule.name == "linear" and "per_channel" in str(found.tensors)) or not self.done',
         REFERENCE,
-        peer=True,
     ),
     Mutant(
         "wrong lower bound", f"{REF}arithmetic:requantize", "output.quant_min, output", "0, output", REFERENCE
@@ -542,7 +518,6 @@ ZOO: Final = (
         "len(producer.users) != 1",
         "False",
         ("fuse-conv-bn-qat",),
-        peer=True,
     ),
     Mutant(
         "eps of the default in training",
@@ -550,7 +525,6 @@ ZOO: Final = (
         'argument(call, "eps" if "eps" in positional else "epsilon")',
         "1e-5",
         ("fuse-conv-bn-qat",),
-        peer=True,
     ),
     Mutant(
         "annotations of a block lost",
@@ -579,7 +553,6 @@ ZOO: Final = (
         "block.momentum",
         "0.1",
         FAKE,
-        peer=True,
     ),
     Mutant(
         "eps of the default after evaluation",
@@ -587,7 +560,6 @@ ZOO: Final = (
         "block.eps",
         "1e-5",
         FAKE,
-        peer=True,
     ),
     Mutant(
         "dropout of the default after evaluation",
@@ -595,15 +567,13 @@ ZOO: Final = (
         "self.node.update_arg(index, value)",
         "self.node.update_arg(index, value); self.node.target in DROPOUTS and self.node.update_arg(1, 0.5)",
         FAKE,
-        peer=True,
     ),
     Mutant(
         "a frozen BatchNorm trains",
-        "ir.conv_bn:make_block",
-        "training=norm.training",
+        "ir.conv_bn:enter_evaluation",
+        'training=argument(norm, "training") is not False',
         "training=True",
         FAKE,
-        peer=True,
     ),
     Mutant(
         "a frozen BatchNorm trains after evaluation",
@@ -611,7 +581,6 @@ ZOO: Final = (
         "switch.on if throughout else None",
         "switch.on",
         FAKE,
-        peer=True,
     ),
     Mutant(
         "divided by a scale of zero",
@@ -619,7 +588,6 @@ ZOO: Final = (
         "(off, weight, unscaled)",
         "(off, unscaled, unscaled)",
         FUSE,
-        peer=True,
     ),
     Mutant(
         "a BatchNorm without gamma",
@@ -627,7 +595,6 @@ ZOO: Final = (
         "if block.gamma is not None:",
         "if True:",
         FUSE,
-        peer=True,
     ),
     Mutant(
         "a BatchNorm without running statistics",
@@ -635,7 +602,6 @@ ZOO: Final = (
         "if mean is None or var is None:",
         "if False:",
         FUSE,
-        peer=True,
     ),
     # the graph as a module
     Mutant(
@@ -644,7 +610,6 @@ ZOO: Final = (
         "copies, ExportedGraphModule)",
         "copies, GraphModule)",
         NORMALIZE,
-        peer=True,
     ),
     # lowering
     Mutant(

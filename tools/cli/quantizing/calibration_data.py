@@ -12,7 +12,6 @@ A batch is a tensor, a tuple whose first entries are the inputs (labels may foll
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ....errors import CalibrationDataError, MissingDependencyError, OptionError
 from .model_inputs import ModelInputs
-from .named_object import call_user, code_of, find_object, is_object_name
+from .named_object import call_user, code_of, find_object, first_line, is_object_name
 
 __all__ = ["Batches", "Data", "Samples", "batches_for", "find_data", "first_batch"]
 
@@ -53,7 +52,7 @@ class Batches:
 
     name: str
     batches: Iterable[Any]
-    first: list[Any] = attrs.field(factory=list, init=False)
+    first: list[Any] = attrs.field(factory=list, init=False, repr=False)
     _rest: Iterator[Any] | None = attrs.field(default=None, init=False)
 
     def __len__(self) -> int:
@@ -61,16 +60,18 @@ class Batches:
 
     def peek(self) -> Any:
         """The first batch, None if there is none."""
-        if not self.first:
-            self._rest = iter(self)
+        if self._rest is None:
+            self._rest = self._noted()
             self.first.extend(islice(self._rest, 1))
         return self.first[0] if self.first else None
 
     def __iter__(self) -> Iterator[Any]:
-        if self._rest is not None:
-            yield from self.first
-            yield from self._rest
-            return
+        self.peek()
+        assert self._rest is not None
+        yield from self.first
+        yield from self._rest
+
+    def _noted(self) -> Iterator[Any]:
         with code_of(self.name):
             yield from self.batches
 
@@ -154,7 +155,8 @@ def _load_npz(path: str) -> Samples:
     # What numpy raises for broken files: ValueError, OSError, BadZipFile, and TypeError from torch for text.
     except Exception as error:
         raise CalibrationDataError(
-            f"{path} cannot be read: {error}", hint="write it with numpy.savez(path, x=…), arrays of numbers"
+            f"{path} cannot be read: {first_line(error)}",
+            hint="write it with numpy.savez(path, x=…), arrays of numbers",
         ) from error
     return _samples(path, tensors)
 
@@ -162,9 +164,10 @@ def _load_npz(path: str) -> Samples:
 def _load_pt(path: str) -> Data:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    # What torch raises for broken files is not documented, and of many kinds.
+    except Exception as error:
         raise CalibrationDataError(
-            f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"{path} cannot be read: {first_line(error)}",
             hint="write it with torch.save: a tensor, a dict of tensors, or a list of batches",
         ) from error
     if isinstance(loaded, Tensor):

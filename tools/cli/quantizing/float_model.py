@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ....errors import CalibrationDataError, GraphInputError, OptionError
-from .named_object import call_user, code_of, find_object, is_object_name
+from .named_object import call_user, code_of, find_object, first_line, is_object_name
 
 __all__ = ["Built", "export", "find_model"]
 
@@ -77,7 +77,7 @@ def export(built: Built, first_batch: Any = None) -> GraphModule:
     model = built.model.eval()
     args, kwargs = built.example or _arguments(model, first_batch, built.name)
     # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
-    with torch.no_grad(), code_of(f"{built.name}, at its example inputs"):
+    with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
         model(*args, **kwargs)
     try:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def export(built: Built, first_batch: Any = None) -> GraphModule:
     # torch.export has no error type of its own.
     except Exception as error:
         raise GraphInputError(
-            f"torch.export cannot export {built.name}: {_first_line(error)}",
+            f"torch.export cannot export {built.name}: {first_line(error)}",
             hint="export it yourself and return the ExportedProgram, or pass it as a .pt2 file; --traceback "
             "shows all of torch's message",
         ) from error
@@ -97,7 +97,7 @@ def _load(path: str) -> Built:
     # What a broken file raises is not documented: errors of zip, of JSON, of tensors.
     except Exception as error:
         raise GraphInputError(
-            f"{path} is no program that torch.export.load reads: {_first_line(error)}",
+            f"{path} is no program that torch.export.load reads: {first_line(error)}",
             hint="write it with torch.export.save(torch.export.export(model.eval(), inputs), path)",
         ) from error
     return Built(path, program, program.example_inputs)
@@ -153,8 +153,3 @@ def _arguments(model: nn.Module, batch: Any, name: str) -> Arguments:
             hint=f"name the arrays as its arguments: forward{signature}",
         ) from error
     return bound.args, bound.kwargs
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

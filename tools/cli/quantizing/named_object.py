@@ -12,7 +12,7 @@ from ....errors import OptionError
 from ....passes.registry import unknown_name
 from ..failures import in_code_of_yours
 
-__all__ = ["call_user", "code_of", "find_object", "import_user_module", "is_object_name"]
+__all__ = ["call_user", "code_of", "find_object", "first_line", "import_user_module", "is_object_name"]
 
 _NAME: Final = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*):(?P<path>[A-Za-z_]\w*(?:\.\w+)*)")
 
@@ -75,3 +75,9 @@ def code_of(who: str) -> Generator[None]:
     except Exception as error:
         in_code_of_yours(error, who)
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

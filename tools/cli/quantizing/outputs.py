@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,13 +21,13 @@ __all__ = ["save_graphs", "save_package", "save_program", "weight_bytes"]
 def save_program(converted: GraphModule, path: Path) -> None:
     """Write a converted model by ``torch.export.save``, with the dynamic sizes that it has."""
     args, kwargs, dynamic = _inputs(converted)
-    with torch.no_grad(), written_whole(path) as draft:
+    with torch.no_grad(), written_whole(path) as draft, _without_torchs_own_warnings():
         torch.export.save(torch.export.export(converted, args, kwargs, dynamic_shapes=dynamic), draft)
 
 
 def save_package(lowered: GraphModule, path: Path) -> None:
     """Write a lowered model whose weights are not packed, compiled by AOTInductor."""
-    with written_whole(path) as draft:
+    with written_whole(path) as draft, _without_torchs_own_warnings():
         package_pt2e(lowered, draft)
 
 
@@ -43,3 +46,11 @@ def weight_bytes(model: nn.Module) -> int:
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()
     }
     return sum(storages.values())
+
+
+@contextmanager
+def _without_torchs_own_warnings() -> Generator[None]:
+    """torch saves programs by means that it deprecates, which nobody who saves one can change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

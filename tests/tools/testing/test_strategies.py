@@ -1,0 +1,145 @@
+"""What the strategies draw goes through flows, or is refused by them in time."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowbit import PassContext, PassManager, Pipeline, Stage, convert_pt2e, lower_pt2e, prepare_pt2e
+from lowbit.backends.pipelines import PREPARE
+from lowbit.errors import LowbitError, LowbitWarning, NotCalibratedError, PassFailedError, StageError
+from lowbit.ir.observers import create_observer
+from lowbit.ir.verifiers import verify
+from lowbit.tools.testing import (
+    FAULTS,
+    DrawnQuantizer,
+    Dynamic,
+    IllegalQuantizer,
+    Program,
+    Subject,
+    build,
+    choices,
+    dynamic_modules,
+    illegal_quantizers,
+    per_channel_specs,
+    per_tensor_specs,
+    pipelines,
+    programs,
+    quantizers,
+    shapes,
+    steps,
+    subjects,
+)
+from torch.fx import GraphModule
+
+pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.LowbitWarning")
+
+
+@settings(max_examples=40)
+@given(programs(3), quantizers())
+def test_legal_annotations_go_through_or_say_why_not(program: Program, quantizer: DrawnQuantizer) -> None:
+    try:
+        prepared = prepare_pt2e(build(program), quantizer)
+    except LowbitError as error:
+        assert not isinstance(error, (PassFailedError, StageError))
+        assert error.pass_name == "resolve-sharing"
+        assert any(choice.anchor for choice in quantizer.choices)
+    else:
+        verify(prepared, Stage.OBSERVED)
+
+
+def _passes_until_refused(gm: GraphModule, quantizer: IllegalQuantizer) -> tuple[str, LowbitError]:
+    for pass_ in PREPARE:
+        try:
+            gm = PassManager(()).run(gm, Pipeline((pass_,)), PassContext(quantizer=quantizer))
+        except LowbitError as error:
+            return pass_.name, error
+    raise AssertionError(f"nothing refuses an {quantizer.fault}")
+
+
+@settings(max_examples=80)
+@given(programs(3).filter(lambda p: bool(p.steps)), illegal_quantizers())
+def test_illegal_annotations_are_refused_before_anything_is_inserted(
+    program: Program, quantizer: IllegalQuantizer
+) -> None:
+    gm = build(program)
+    if not any(node.op == "call_function" for node in gm.graph.nodes):
+        return
+    name, error = _passes_until_refused(gm, quantizer)
+    assert name in ("annotate", "resolve-sharing"), error
+    assert not isinstance(error, (PassFailedError, StageError)), error
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_refused_in_the_whole_flow(fault: str) -> None:
+    from lowbit.tools.testing import Choices, Step
+
+    quantizer = IllegalQuantizer(DrawnQuantizer((Choices(1, 1),)), fault)
+    with pytest.raises(LowbitError) as caught:
+        prepare_pt2e(build(Program((2, 3), (Step("linear", option=1), Step("relu")))), quantizer)
+    assert caught.value.pass_name in ("annotate", "resolve-sharing")
+    assert not isinstance(caught.value, PassFailedError)
+
+
+@settings(max_examples=12)
+@given(dynamic_modules(), quantizers())
+def test_dynamic_shapes_go_through_the_whole_flow(dynamic: Dynamic, quantizer: DrawnQuantizer) -> None:
+    legal = attrs.evolve(quantizer, choices=[attrs.evolve(c, anchor=0) for c in quantizer.choices])
+    prepared = prepare_pt2e(dynamic.gm, legal)
+    prepared(*dynamic.inputs)
+    converted = convert_pt2e(prepared)
+    reference = convert_pt2e(prepared, use_reference_representation=True)
+    lowered = lower_pt2e(converted, "x86_inductor")
+    for x in (dynamic.inputs, dynamic.others):
+        with torch.no_grad():
+            want = converted(*x)
+            for gm in (reference, lowered):
+                got = gm(*x)
+                assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in want]
+
+
+@settings(max_examples=60)
+@given(st.one_of(per_tensor_specs(), per_channel_specs()), shapes())
+def test_specs_make_observers(spec, shape: tuple[int, ...]) -> None:
+    observer = create_observer(spec)
+    x = torch.randn(2, 3, *shape)
+    observer(x)
+    if not x.numel():
+        with pytest.raises(NotCalibratedError):
+            observer.calculate_qparams()
+        return
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.numel() == zero_point.numel() == (1 if spec.ch_axis is None else x.shape[spec.ch_axis])
+    assert bool((scale > 0).all())
+    assert bool(((zero_point >= spec.quant_min) & (zero_point <= spec.quant_max)).all())
+
+
+@settings(max_examples=40)
+@given(subjects(2), pipelines())
+def test_pipelines_run_or_say_why_not(subject: Subject, pipeline: Pipeline) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowbitWarning)
+        try:
+            gm = PassManager(()).run(build(subject.program), pipeline, subject.context())
+        except LowbitError as error:
+            # None of the observers saw data.
+            assert not isinstance(error, (PassFailedError, StageError)), error
+        else:
+            verify(gm, gm.meta.get("lowbit.stage", Stage.FLOAT))
+
+
+def test_all_that_can_be_drawn_is() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=150, database=None)
+    @given(steps(), choices(), shapes(), illegal_quantizers())
+    def draw(step, choice, shape, quantizer) -> None:
+        seen.update((step.operator, quantizer.fault, str(shape), f"anchor {choice.anchor}"))
+
+    draw()
+    assert {*FAULTS, "(0, 3)", "()", "anchor 0", "anchor 1", "linear"} <= seen.keys()
