@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch.fx import GraphModule, Node
 
@@ -77,7 +78,11 @@ def calibrate(
 
 
 def _bar(progress: bool) -> AbstractContextManager[Progress | None]:
-    return Progress(transient=True) if progress else nullcontext()
+    if not progress:
+        return nullcontext()
+    # stdout is the user's; and to what is no terminal, a bar that goes away would still write an empty line.
+    console = Console(stderr=True)
+    return Progress(transient=True, console=console, disable=not (console.is_terminal or console.is_jupyter))
 
 
 def _start(bar: Progress | None, data: Iterable[Any], steps: int | None) -> TaskID | None:

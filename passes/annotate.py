@@ -26,7 +26,9 @@ class Annotate:
     """Runs ``transform_for_annotation``, ``annotate`` and ``validate`` of the context's quantizer.
 
     Afterwards the ledger has one decision for every float operator, whatever the quantizer wrote there
-    (:mod:`lowbit.ir.settle`). Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
+    (:mod:`lowbit.ir.settle`).
+
+    Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
     """
 
     name: ClassVar[str] = "annotate"

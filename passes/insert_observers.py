@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
 import attrs
@@ -91,7 +91,16 @@ def insert(gm: GraphModule, context: PassContext, create: Create) -> bool:
     sharing = resolve_sharing(gm.graph)
     targets = _make_observers(gm, sharing, create)
     _Insertion(gm, sharing, targets, context).run()
-    return bool(targets)
+    return _drop_unread(gm, targets.values())
+
+
+def _drop_unread(gm: GraphModule, targets: Iterable[str]) -> bool:
+    """Drop the modules of points that nobody reads, which would never see data; say whether others are left."""
+    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
+    unread = [target for target in targets if target not in called]
+    for target in unread:
+        gm.delete_submodule(target)
+    return any(target in called for target in targets)
 
 
 def _needs_observer(group: SharingGroup) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lowbit
 import networkx as nx
+import pytest
 
 ROOT = Path(lowbit.__file__).parent
 
@@ -63,7 +64,26 @@ PRIVATE_TORCH = {
     ),
 }
 
-BACKEND_NAMES = re.compile(r"x86|xnnpack|xpu|arm_?inductor|embedding_?quantizer", re.IGNORECASE)
+# The folders of backends; BackendConfig is no backend, but another way of describing one.
+BACKENDS = sorted(
+    folder.name
+    for folder in (ROOT / "backends").iterdir()
+    if (folder / "__init__.py").exists() and folder.name != "backend_config"
+)
+# Every folder of a backend, its quantizer, and the hardware and programs that backends are about.
+BACKEND_NAMES = re.compile(
+    "|".join(
+        [
+            *(re.escape(name).replace("_", "_?") for name in BACKENDS if name != "embedding"),
+            r"embedding_?(quantizer|backend)|embedding_?quantization",
+            r"x86|xnnpack|xpu|arm_?inductor|aarch64|amd64|(?<![a-z])arm(?![a-z])|onednn|vnni|avx|fbgemm|qnnpack",
+            r"executorch|coreml|tensorrt|npu(?![a-z])|inductor_?quantizer",
+        ]
+    ),
+    re.IGNORECASE,
+)
+# What speaks of backends to people, and so may name one in an example; it may depend on none.
+VERBS = ("lowbit.aot_package", "lowbit.calibration", "lowbit.export_utils", "lowbit.quantize_pt2e")
 
 
 def package_files() -> list[Path]:
@@ -225,20 +245,86 @@ def test_every_listed_private_interface_is_used() -> None:
 
 
 def test_the_core_names_no_backend() -> None:
-    core = [name for name in MODULES if 0 < floor(name) < FLOORS["lowbit.backends"]]
-    assert core
+    core = [name for name in MODULES if floor(name) < FLOORS["lowbit.backends"] and floor(name)]
+    # What all backends share, and what is made for any of them, is core too; a registry reads names.
+    shared = [name for name, path in MODULES.items() if path.parent == ROOT / "backends"]
+    kits = [name for name in MODULES if within(name, "lowbit.tools.conformance")]
+    assert len(core) > 50
+    assert "lowbit.backends.annotation" in shared
+    assert kits
     named = (
-        (name, 1, f"knows a backend: {word}")
-        for name in core
-        for word in BACKEND_NAMES.findall(name + ast.unparse(without_docstrings(TREES[name])))
+        (name, 1, f"knows a backend: {word.group()}")
+        for name in (*core, *shared, *kits)
+        if name not in SHARED_BY_SOME
+        for word in BACKEND_NAMES.finditer(name + ast.unparse(without_texts(TREES[name], name in TEXTS)))
     )
     assert_none(named)
 
 
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    """A copy of ``tree`` whose docstrings (which may give a backend as an example) are emptied."""
+# What reason codes mean, in sentences for people: facts about hardware are there, and nothing depends on them.
+TEXTS = ("lowbit.ir.reasons",)
+# For several backends, not for all: what they have in common.
+SHARED_BY_SOME = ("lowbit.backends.signed_kernel", "lowbit.backends.inductor_quantizer")
+
+
+def test_what_is_for_some_backends_is_used_by_them_only() -> None:
+    strangers = (
+        (name, line, f"imports {used}")
+        for name, tree in TREES.items()
+        for used, line in imports(name, tree)
+        if any(within(used, some) for some in SHARED_BY_SOME)
+        and not any(within(name, f"lowbit.backends.{backend}") for backend in BACKENDS)
+    )
+    assert_none(strangers)
+
+
+def test_the_core_and_the_verbs_import_no_backend() -> None:
+    """By whatever name: a backend's folder is imported by backends and by who says which there are."""
+    folders = [f"lowbit.backends.{name}" for name in BACKENDS]
+    lower = [name for name in MODULES if floor(name) < FLOORS["lowbit.backends"]]
+    shared = [name for name, path in MODULES.items() if path.parent == ROOT / "backends"]
+    known = (
+        (name, line, f"imports {used}")
+        for name in (*lower, *shared, *VERBS)
+        if name not in SHARED_BY_SOME
+        for used, line in imports(name, TREES[name])
+        if any(within(used, folder) for folder in folders)
+    )
+    assert_none(known)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "if backend.name == 'x86_inductor': pass",
+        "from ..backends.arm_inductor import ARM_INDUCTOR",
+        "is_arm = machine == 'aarch64'",
+        "x = EmbeddingQuantizer()",
+        "y = torch.ops.onednn.qlinear_pointwise",
+        "z = {'xpu': 1}",
+        "def lower_for_xnnpack(): pass",
+    ],
+)
+def test_a_name_that_is_planted_is_found(planted: str) -> None:
+    assert BACKEND_NAMES.search(ast.unparse(without_texts(ast.parse(planted))))
+
+
+@pytest.mark.parametrize("harmless", ["warm = farm", "F.embedding(x)", "'embedding_bag'", "charm(x)"])
+def test_what_only_looks_like_a_name_is_not(harmless: str) -> None:
+    assert not BACKEND_NAMES.search(harmless)
+
+
+def without_texts(tree: ast.Module, strings: bool = False) -> ast.Module:
+    """A copy of ``tree`` without docstrings and hints, which may give a backend as an example.
+
+    With ``strings``, without any string.
+    """
     copy = ast.parse(ast.unparse(tree))
     for node in ast.walk(copy):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = ""
+        elif isinstance(node, ast.keyword) and node.arg == "hint":
+            node.value = ast.Constant("")
+        elif strings and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
     return copy

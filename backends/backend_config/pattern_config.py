@@ -152,15 +152,27 @@ class BackendPatternConfig:
         return self
 
     def set_root_module(self, root_module: type[nn.Module]) -> Self:
-        """Set the module that does the work of the pattern: Linear, of a fused Linear and ReLU."""
+        """Set the module that does the work of the pattern: Linear, of a fused Linear and ReLU.
+
+        It has an effect where a fuser method is set and no fused module is: the config whose pattern is the
+        root module then says how the pattern is quantized.
+        """
         return self._set_module("root_module", root_module)
 
     def set_qat_module(self, qat_module: type[nn.Module]) -> Self:
-        """Set the module that another program trains with in place of the pattern."""
+        """Set the module that another program trains with in place of the pattern.
+
+        Kept for such programs, in :meth:`to_dict` too; nothing here is done with it: here the graph is
+        trained, with fake quantizers in it.
+        """
         return self._set_module("qat_module", qat_module)
 
     def set_reference_quantized_module(self, reference_quantized_module: type[nn.Module]) -> Self:
-        """Set the module that another program puts in place of the root module when it converts."""
+        """Set the module that another program puts in place of the root module when it converts.
+
+        Kept for such programs, in :meth:`to_dict` too; nothing here is done with it: here what is converted
+        is the operator between quantize and dequantize.
+        """
         return self._set_module("reference_quantized_module", reference_quantized_module)
 
     def set_fused_module(self, fused_module: type[nn.Module]) -> Self:
@@ -175,6 +187,10 @@ class BackendPatternConfig:
 
     def set_fuser_method(self, fuser_method: Callable[..., Any]) -> Self:
         """Set how another program fuses the modules: ``fuser_method(is_qat, first, second, …)``.
+
+        It is not called here. That there is one says that the pattern is run as its fused module, or without
+        that as its root module, whose config says how it is quantized; without such a config it stays float,
+        for the reason ``fused-only``.
 
         Raises:
             SpecError: it cannot be called.

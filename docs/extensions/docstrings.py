@@ -29,10 +29,15 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def _keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: PLR0917
-    """napoleon takes what the first line of an attribute's docstring has before a colon for its type."""
-    if what in {"attribute", "data", "property"} and lines:
+    """napoleon takes what the first line has before a colon for a type: of an attribute, of a result."""
+    first = 0 if what in {"attribute", "data", "property"} else -1
+    if "Returns:" in lines:
+        first = lines.index("Returns:") + 1
+    if 0 <= first < len(lines):
         # A line that is one word has no colon; as text, the two lines are one again.
-        lines[:1] = lines[0].split(maxsplit=1)
+        text = lines[first].lstrip()
+        indent = lines[first][: -len(text)] if text else ""
+        lines[first : first + 1] = [indent + part for part in text.split(maxsplit=1)]
 
 
 def _resolve(app: Sphinx, env: BuildEnvironment, reference: pending_xref, text: Element) -> Node | None:

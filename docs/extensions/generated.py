@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from lowbit.ir.reasons import REASONS
 from lowbit.passes import Pass, Pipeline, pass_class, pass_names
 from lowbit.passes.instruments.diff_to_json import SCHEMA
 
-__all__ = ["DIRECTIVES", "diff_schema_table", "flow", "passes_table", "reasons_table"]
+__all__ = ["DIRECTIVES", "diff_schema_table", "flow", "passes_table", "reasons"]
 
 
 def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -27,8 +28,8 @@ def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def passes_table() -> str:
-    """The registered passes of lowbit itself: name, stages, options, and the first line of the docstring."""
-    return table(("pass", "runs at", "leaves", "options", "what it does"), map(_pass_row, _own_passes()))
+    """The passes of lowbit itself: name, stages, options, and the first line of the docstring."""
+    return table(("pass", "stage", "what it does"), map(_pass_row, _own_passes()))
 
 
 def _own_passes() -> Iterator[type[Pass]]:
@@ -37,12 +38,19 @@ def _own_passes() -> Iterator[type[Pass]]:
 
 
 def _pass_row(cls: type[Pass]) -> tuple[str, ...]:
-    fields = [field for field in attrs.fields(cls) if field.init]
-    options = ", ".join(f"`{field.alias}={field.default!r}`" for field in fields)
-    requires = ", ".join(stage.name for stage in Stage if stage in cls.requires)
-    ensures = "the same" if cls.ensures is None else cls.ensures.name
-    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
-    return f"{{py:class}}`{cls.name} <lowbit.passes.{cls.__name__}>`", requires, ensures, options, summary
+    stages = ", ".join(stage.name for stage in Stage if stage in cls.requires)
+    if cls.ensures is not None:
+        stages += f" →\N{NO-BREAK SPACE}{cls.ensures.name}"
+    options = [f"`{field.alias}={field.default!r}`" for field in attrs.fields(cls) if field.init]
+    summary = _markdown((inspect.getdoc(cls) or "").split("\n\n")[0])
+    summary += f" Options: {', '.join(options)}." if options else ""
+    return f"{{py:class}}`{cls.name} <lowbit.passes.{cls.__name__}>`", stages, summary
+
+
+def _markdown(text: str) -> str:
+    """A paragraph of a docstring as Markdown."""
+    text = re.sub(r":\w+:`(?:~[\w.]*\.)?([\w.]*)`", r"`\1`", text.replace("\n", " "))
+    return text.replace("``", "`")
 
 
 def flow() -> str:
@@ -73,10 +81,12 @@ def _verb(name: str, pipeline: Pipeline | None) -> str:
     return " ".join([f"<code>{name}</code>", *passes])
 
 
-def reasons_table() -> str:
+def reasons() -> str:
     """The reason codes of the ledger: meaning, and what to do."""
-    rows = ((f"`{code}`", reason.meaning, reason.advice) for code, reason in REASONS.items())
-    return table(("code", "what it means", "what to do"), rows)
+    return "\n\n".join(
+        f"`{code}`\n: {reason.meaning[0].upper()}{reason.meaning[1:]}.\n  *Do:* {reason.advice}."
+        for code, reason in REASONS.items()
+    )
 
 
 def diff_schema_table() -> str:
@@ -109,5 +119,10 @@ def _kind(value: dict[str, Any]) -> str:
     return f"{text} of {_kind(value['items'])}" if "items" in value else text
 
 
-DIRECTIVES = {"flow": flow, "passes": passes_table, "reasons": reasons_table, "diff-schema": diff_schema_table}
+DIRECTIVES = {
+    "flow": flow,
+    "passes": passes_table,
+    "reasons": reasons,
+    "diff-schema": diff_schema_table,
+}
 """The directives that put them into a page."""

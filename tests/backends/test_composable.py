@@ -24,6 +24,7 @@ from lowbit import (
     prepare_qat_pt2e,
 )
 from lowbit.backends import compose_backends, get_backend
+from lowbit.backends.arm_inductor import ArmInductorQuantizer
 from lowbit.backends.x86_inductor import has_vnni
 from lowbit.errors import AnnotationError, GraphInputError, PipelineError, UnsupportedError
 from lowbit.passes import Pipeline
@@ -200,6 +201,18 @@ def test_backends_that_do_not_go_together() -> None:
     shorter = attrs.evolve(x86, name="shorter", prepare=Pipeline(tuple(x86.prepare)[1:]))
     with pytest.raises(PipelineError, match="x86_inductor and shorter have different prepare pipelines"):
         compose_backends(x86, shorter)
+
+
+def test_backends_of_different_processors_do_not_go_together() -> None:
+    both = ComposableQuantizer([X86InductorQuantizer().set_global(X86), ArmInductorQuantizer()])
+    with pytest.raises(PipelineError, match="x86_inductor and arm_inductor run on different processors: x86"):
+        prepared(both)
+    with pytest.raises(PipelineError, match="x86_inductor and arm_inductor run on different processors"):
+        get_backend("x86_inductor+embedding+arm_inductor")
+    # What runs on any processor goes with either, and the composition is of that one.
+    for name, architecture in (("x86_inductor", "x86"), ("arm_inductor", "arm")):
+        assert get_backend(f"embedding+xnnpack+{name}").architecture == architecture
+    assert get_backend("embedding+xnnpack").architecture is None
 
 
 def test_backends_that_do_not_go_together_behind_one_that_goes_with_both() -> None:

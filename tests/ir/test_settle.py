@@ -78,21 +78,21 @@ def go(program: Program, backend: Backend, undecided: Undecided) -> None:
 
 @QUIET
 @given(programs(), st.sampled_from(BACKENDS))
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_of_generated_graphs(undecided: Undecided, program: Program, name: str) -> None:
     go(program, get_backend(name), undecided)
 
 
 @QUIET
 @given(programs(is_training=True), st.sampled_from(["x86_inductor", "xnnpack"]))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_in_training(undecided: Undecided, program: Program, name: str) -> None:
     go(program, get_backend(name), undecided)
 
 
 @QUIET
 @given(subjects())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_of_a_quantizer_that_writes_nothing_down(undecided: Undecided, subject) -> None:
     quantizer = DrawnQuantizer(subject.choices)
     prepared = prepare_pt2e(build(subject.program), quantizer)

@@ -32,7 +32,7 @@ ASKING = (
     *TRAINING,
 )
 """The passes that rewrite at many places, but for those that lower."""
-ENOUGH = 8
+ENOUGH = 6
 """Applications of a pass."""
 
 

@@ -501,3 +501,31 @@ def test_a_spec_derived_from_a_tensor_that_stays_float_is_refused(prepare) -> No
 
     with pytest.raises(UnsupportedError, match=r"derived from edge %x → %add, which stays torch\.float32"):
         prepare(Binary(lambda x, y: x + y), (X[0], -X[0]), {aten.add.Tensor: add})
+
+
+class Counts(nn.Module):
+    """Updates running statistics, and reads nothing else of its BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        self.norm(x)
+        return x.relu()
+
+
+def test_points_that_nobody_reads_have_no_observer(quantizer) -> None:
+    def annotate_node(node: Node) -> None:
+        if node.target in (aten.batch_norm.default, aten.relu.default):
+            set_annotation(node, QuantizationAnnotation(output_qspec=UINT8))
+
+    exported = torch.export.export(Counts().train(), (torch.ones(2, 3),)).module()
+    assert isinstance(exported, GraphModule)
+    pipeline = Pipeline((Normalize(), Annotate(), InsertObservers()))
+    gm = PassManager().run(exported, pipeline, PassContext(quantizer=quantizer(annotate_node)))
+    assert aten.batch_norm.default in [node.target for node in gm.graph.nodes]
+    called = {node.target for node in gm.graph.find_nodes(op="call_module")}
+    observers = {name for name, module in gm.named_modules() if is_observer(module)}
+    assert len(observers) == 1
+    assert observers <= called

@@ -50,7 +50,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MissingDependencyError, match=r"scikit-learn(.|\n)*lowbit\[demo\]"):
         load_digits(seed=0)
     result = CliRunner().invoke(main, ["demo"])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "pip install 'lowbit[demo]'" in result.output
     assert "Traceback" not in result.output
 

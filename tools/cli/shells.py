@@ -53,7 +53,7 @@ def _read(name: str, command: click.Command) -> _Command:
             words = values
         elif not parameter.hidden:
             takes_value = not (parameter.is_flag or parameter.count)
-            does = re.split(r"(?<=[.:;]) ", parameter.help or "")[0]
+            does = re.split(r"(?<=\.) ", parameter.help or "")[0]
             options.append(_Option((*parameter.opts,), values if takes_value else (), takes_value, does))
     return _Command(name, command.get_short_help_str(80), tuple(options), words)
 

@@ -189,13 +189,18 @@ class Flows:
         return {(cell.pattern, cell.preset): cell for cell in self.backend.capabilities()}
 
     def quantizer(self, config: QuantizationConfig | None, *settings: Setting) -> Quantizer:
-        """The backend's quantizer with ``config`` and ``settings``, behind the readers of the zoo."""
+        """The backend's quantizer with ``config`` and ``settings``, behind the readers of the zoo.
+
+        Readers want low precision where any of these does.
+        """
         own = self.backend.quantizer()
         cast(Configurable, own).set_global(config)
         for setting in settings:
             getattr(own, setting.setter)(setting.what, setting.config)
-        is_static = config is not None and mode_of(config) is Mode.STATIC
-        read = config.input_activation if config is not None and is_static else None
+        configs = (config, *(setting.config for setting in settings))
+        asked = next((each for each in configs if each is not None), None)
+        is_static = asked is not None and mode_of(asked) is Mode.STATIC
+        read = asked.input_activation if asked is not None and is_static else None
         return ComposableQuantizer([ReaderQuantizer(read), own])
 
     def annotate(

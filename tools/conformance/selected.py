@@ -41,7 +41,7 @@ def quantizes_selected_parts(flows: Flows) -> None:
 
 
 def selects_by_module_class(flows: Flows) -> None:
-    """``set_module_type`` and ``set_object_type`` of a class decide about all in its modules, and no other."""
+    """``set_module_type`` and ``set_object_type`` of a class decide about all in its modules."""
     everything = _nodes(_quantized(flows, _config(flows)))
     for setter in _setters(flows, "set_module_type", "set_object_type"):
         excluded = _quantized(flows, _config(flows), Setting(setter, BranchModule, None))
@@ -59,14 +59,11 @@ def selects_by_function(flows: Flows) -> None:
 
 
 def selects_by_operator(flows: Flows) -> None:
-    """``set_operator_type`` and ``set_object_type`` of an ATen operator decide about its calls, and no other."""
+    """``set_operator_type`` and ``set_object_type`` of an operator decide about its calls, and no other."""
     _, target = _example(flows)
-    # Who takes operators by one name takes them by the other.
-    for setter in (
-        _setters(flows, "set_operator_type", "set_object_type")
-        if _setters(flows, "set_operator_type")
-        else ()
-    ):
+    # Only who takes operators by the one name takes them by the other.
+    setters = _setters(flows, "set_operator_type", "set_object_type")
+    for setter in setters if "set_operator_type" in setters else ():
         _decides_about(flows, setter, target, target)
 
 
@@ -130,8 +127,10 @@ def _decisions(flows: Flows, config: QuantizationConfig | None, *settings: Setti
 
 
 def _quantized(flows: Flows, config: QuantizationConfig | None, *settings: Setting) -> list[Decision]:
-    """What is quantized with ``config`` for all, but for what the settings select."""
-    return [d for d in _decisions(flows, config, *settings) if d.status == "quantized"]
+    """What of the branches is quantized with ``config`` for all, but for what the settings select."""
+    own = {branch.path for branch in flows.zoo.branches}
+    found = _decisions(flows, config, *settings)
+    return [d for d in found if d.status == "quantized" and d.module in own]
 
 
 def _nodes(decisions: list[Decision]) -> list[str]:
@@ -168,7 +167,7 @@ def _decides_about(flows: Flows, setter: str, what: object, target: OpOverload) 
     having = {d.module for d in before if d.target == text}
     excluded = _quantized(flows, config, Setting(setter, what, None))
     expect_equal([d.node for d in excluded if d.target == text], [], f"quantized with {setter}(…, None)")
-    others = [d.node for d in before if d.status == "quantized" and d.module not in having]
+    others = [d.node for d in _quantized(flows, config) if d.module not in having]
     kept = [d.node for d in excluded if d.module not in having]
     expect_equal(kept, others, f"quantized beside what {setter}(…, None) is about")
     selected = _quantized(flows, None, Setting(setter, what, config))

@@ -209,7 +209,7 @@ def test_blocks_are_fused_and_exact(case: str, annotate_all: type[Quantizer]) ->
     make, x, count = FUSED[case]
     model = make().train()
     prepared = prepare_qat_pt2e(export(model, x), annotate_all())
-    assert reasons(prepared) == ["convolution-not-quantized"] * count
+    assert reasons(prepared) == ["batch-norm"] * count
     assert len(calls(prepared, aten.where.self)) == len(norms(prepared)) == count
     assert_exact(model, prepared, x)
     prepared.eval()

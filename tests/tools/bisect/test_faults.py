@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Generator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -363,7 +363,7 @@ def seeded(fault: Fault, node: str, mutate: ModuleType) -> Generator[None]:
     """With the fault in place: everywhere, or from when its rule asks about ``node`` to the next question."""
     function: Any = mutate.find(fault.function)
     before = function.__code__
-    wrong = mutate.mutated(SimpleNamespace(name=fault.what, old=fault.old, new=fault.new), function)
+    wrong = mutate.mutated(fault.what, function, fault.old, fault.new)
     allows = PassContext.allows
 
     def asked(self: PassContext, rule: str, at: Node) -> bool:

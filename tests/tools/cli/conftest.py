@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from lowbit.tools.cli import main
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 
@@ -59,7 +59,7 @@ def raises():
 
 def three():
     return 3
-'''
+"""
 
 
 @pytest.fixture

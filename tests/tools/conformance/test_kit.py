@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit import QuantizationAnnotation, get_symmetric_quantization_config
+from lowbit import QuantizationAnnotation, QuantizationConfig, get_symmetric_quantization_config
 from lowbit.backends import Backend, Preset, get_backend, register_backend, registry
+from lowbit.backends.by_hand import ByHand
 from lowbit.backends.guards import constant_weight, float32_activations
 from lowbit.backends.pattern_quantizer import PatternQuantizer
 from lowbit.backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from lowbit.ir.annotation import set_annotation
+from lowbit.ir.ledger import Ledger
 from lowbit.matchers.operator_pattern import KernelCall, Mode, OperatorPattern, Refusal, Role, Sharing
 from lowbit.passes import EmitInductor, Pipeline
 from lowbit.tools.conformance import check_backend
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +185,79 @@ def test_a_quantizer_that_annotates_what_no_pattern_is_about() -> None:
 def test_a_mode_that_is_not_there() -> None:
     wrong = backend(attrs.evolve(LINEAR, modes=(Mode.DYNAMIC,)))
     assert "has a pattern for each preset" in failures(wrong)
+
+
+def quantizer_class(**members: object) -> type[PatternQuantizer]:
+    return type("Wrong", (PatternQuantizer,), {"backend_name": "mine", "patterns": (LINEAR,), **members})
+
+
+@pytest.mark.parametrize(
+    ("setter", "failed"),
+    [
+        ("set_module_name", {"leaves excluded parts float", "quantizes selected parts"}),
+        ("set_module_type", {"selects by module class"}),
+        ("set_function_type", {"selects by function"}),
+    ],
+)
+def test_a_setter_that_does_nothing(setter: str, failed: set[str]) -> None:
+    wrong = quantizer_class(**{setter: lambda self, what, config: self})
+    made = backend(quantizer=lambda: wrong().set_global(get_symmetric_quantization_config()))
+    assert failed | {"refuses selections of nothing"} <= set(failures(made))
+
+
+def test_a_setter_that_selects_too_much() -> None:
+    wrong = quantizer_class(set_function_type=lambda self, what, config: self.set_global(config))
+    twice = attrs.evolve(LINEAR, name="sum", function=torch.add, example_inputs=lambda: (torch.zeros(2),) * 2,
+                         roles=(Role.ACTIVATION,) * 2, guards=(float32_activations(0, 1),))  # fmt: skip
+    wrong.patterns = (LINEAR, twice)
+    made = backend(LINEAR, twice, quantizer=lambda: wrong().set_global(get_symmetric_quantization_config()))
+    assert "selects by function" in failures(made)
+
+
+def by_hand(**changes: object) -> ByHand:
+    """The square of a tensor, which is read in low precision."""
+
+    def annotate(graph: Graph, config_of: Callable[..., QuantizationConfig | None], ledger: Ledger) -> None:
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.square.default):
+            config = config_of((node,))
+            if config is not None and not config.input_activation.is_dynamic:
+                specs = {node.args[0]: config.input_activation}
+                set_annotation(node, QuantizationAnnotation(specs, _annotated=True))
+                ledger.quantized(node, "square-inputs", intended=True)
+
+    class Square(torch.nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (torch.square(x),)
+
+    made = ByHand("square-inputs", (Mode.STATIC,), annotate, lambda: (Square(), (torch.randn(3, 4),)))
+    return attrs.evolve(made, **changes)
+
+
+def with_by_hand(each: ByHand, **changes: object) -> Backend:
+    made = quantizer_class(by_hand=(each,))
+    return backend(
+        quantizer=lambda: made().set_global(get_symmetric_quantization_config()), by_hand=(each,), **changes
+    )
+
+
+def test_what_is_annotated_by_hand() -> None:
+    right = with_by_hand(by_hand())
+    assert failures(right) == {}
+    assert "square-inputs" in str(right.capabilities())
+    assert {check.name for check in check_backend(right)} >= {
+        "square-inputs is quantized where the table says",
+        "square-inputs stays close to the float model",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        # In no mode of the presets, so the table says float.
+        ({"modes": (Mode.WEIGHT_ONLY,)}, "square-inputs is quantized where the table says"),
+        ({"annotate": lambda *args: None}, "square-inputs is quantized where the table says"),
+        ({"name": "linear"}, "has patterns with names of their own"),
+    ],
+)
+def test_what_is_annotated_by_hand_otherwise_than_the_table_says(changes: dict, failed: str) -> None:
+    assert failed in failures(with_by_hand(by_hand(**changes)))

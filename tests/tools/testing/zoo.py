@@ -622,8 +622,8 @@ ZOO: Final = (
     Mutant(
         "kernel without groups",
         "backends.x86_inductor.convolution:conv_arguments",
-        '(*steps, argument(conv, "groups"))',
-        "(*steps, 1)",
+        'argument(conv, "groups")',
+        "1",
         EMIT,
     ),
     Mutant(

@@ -63,10 +63,11 @@ def bisect(
     pipeline: str | None,
     as_json: bool,
 ) -> None:
-    """Find the pass, and in it the rule application, that breaks a model.
+    """Find the pass that breaks a model.
 
-    GRAPH is a saved graph: float, prepared or converted. What the verbs would do with it is done, and the
-    check tells the first pass after which the model is bad. The exit code is 1 if there is one.
+    And in the pass, the rule application. GRAPH is a saved graph: float, prepared or converted. What the
+    verbs would do with it is done, and the check tells the first pass after which the model is bad. The exit
+    code is 1 if there is one.
 
     \b
     lowbit bisect graphs/prepared.lowbit --check my_checks:is_accurate

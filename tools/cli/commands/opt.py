@@ -98,6 +98,7 @@ def opt(
             quantizer=quantizer,
             ledger=gm.meta.get(LEDGER_KEY, Ledger()).copy(),
             patterns=() if name is None else get_backend(name).patterns,
+            backend=name,
         )
         collect = _Collect()
         result = PassManager((Verify(), TraceChanges(), collect)).run(gm, passes, context)

@@ -1,0 +1,172 @@
+"""Calibration data by name: the forms that are read, how samples become batches, and what does not fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lowbit.errors import CalibrationDataError, OptionError, UnsupportedError
+from lowbit.tools.cli.quantizing.calibration_data import batches_for, find_data, first_batch
+from lowbit.tools.cli.quantizing.model_inputs import ModelInputs, inputs_of
+from torch import Tensor, nn
+
+
+class Two(nn.Module):
+    """Takes ``input``, whose name Python has too, and ``ids``."""
+
+    def forward(self, input: Tensor, ids: Tensor) -> Tensor:
+        return input * ids
+
+
+@pytest.fixture(scope="module")
+def two() -> ModelInputs:
+    return inputs_of(torch.export.export(Two(), (torch.zeros(2, 3), torch.zeros(2, 1).long())).module())
+
+
+@pytest.fixture(scope="module")
+def one() -> ModelInputs:
+    return inputs_of(torch.export.export(nn.Linear(3, 3), (torch.zeros(2, 3),)).module())
+
+
+@pytest.fixture(scope="module")
+def any_number() -> ModelInputs:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(nn.Linear(3, 3), (torch.zeros(2, 3),), dynamic_shapes=dynamic)
+    return inputs_of(program.module())
+
+
+def taken(inputs: ModelInputs, name: str, **limits: Any) -> list[Any]:
+    batches, count, _ = batches_for(
+        inputs, find_data(name)(), **{"batch_size": None, "steps": None, **limits}
+    )
+    found = list(batches)
+    assert count in (None, len(found))
+    return found
+
+
+def test_arrays_by_name_are_cut_into_batches_of_the_models_size(project: Path, two: ModelInputs) -> None:
+    values = np.arange(15.0).reshape(5, 3)
+    np.savez("data.npz", ids=np.arange(5, dtype=np.int32)[:, None], input=values, label=np.arange(5))
+    first, second = taken(two, "data.npz")
+    assert torch.equal(second[0], torch.tensor([[6.0, 7, 8], [9, 10, 11]])), "float64 was made float32"
+    assert torch.equal(first[1], torch.tensor([[0], [1]])), "int32 was made int64"
+    _, _, note = batches_for(two, find_data("data.npz")(), batch_size=None, steps=None)
+    assert note == "1 of 5 samples were left out: the model was exported for 2 at a time"
+    assert len(taken(two, "data.npz", steps=1)) == 1
+
+
+def test_arrays_without_names_are_the_inputs_in_order(project: Path, two: ModelInputs) -> None:
+    np.savez("data.npz", np.ones((2, 3), np.float32), np.zeros((2, 1), np.int64))
+    ((input, ids),) = taken(two, "data.npz")
+    assert input.all()
+    assert not ids.any()
+    found = first_batch(find_data("data.npz")(), None)
+    assert [tensor.shape for tensor in found] == [(1, 3), (1, 1)]
+
+
+def test_one_array_for_one_input_needs_no_name(project: Path, one: ModelInputs) -> None:
+    np.savez("data.npz", images=np.zeros((4, 3)))
+    torch.save(torch.zeros(4, 3), "data.pt")
+    assert [len(batch[0]) for batch in taken(one, "data.npz")] == [2, 2]
+    assert [len(batch[0]) for batch in taken(one, "data.pt")] == [2, 2]
+
+
+def test_any_number_of_samples(project: Path, any_number: ModelInputs) -> None:
+    torch.save({"input": torch.zeros(70, 3)}, "data.pt")
+    assert [len(batch[0]) for batch in taken(any_number, "data.pt")] == [32, 32, 6]
+    assert [len(batch[0]) for batch in taken(any_number, "data.pt", batch_size=50)] == [50, 20]
+
+
+def test_batches_in_a_list_and_of_a_function(project: Path, one: ModelInputs) -> None:
+    torch.save([torch.zeros(2, 3), (torch.ones(2, 3), "label"), {"input": torch.zeros(2, 3)}], "data.pt")
+    assert [batch[0].sum() for batch in taken(one, "data.pt")] == [0, 6, 0]
+    project.joinpath("data.py").write_text(
+        "import torch\nLIST = [torch.zeros(2, 3)] * 3\n"
+        "def endless():\n    while True:\n        yield LIST[0]\n",
+        encoding="utf-8",
+    )
+    sys.path.insert(0, str(project))
+    try:
+        assert len(taken(one, "data:LIST")) == 3
+        assert len(taken(one, "data:endless", steps=5)) == 5
+        data = find_data("data:endless")()
+        assert first_batch(data, None) is first_batch(data, None), "looking does not take"
+    finally:
+        sys.path.remove(str(project))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"inputs": np.zeros((2, 3)), "ids": np.zeros((2, 1), int)}, "did you mean 'inputs'"),
+        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "'input' is float32 [2, 4]"),
+        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "takes float32 [2, 3]"),
+        ({"input": np.zeros(2), "ids": np.zeros((2, 1), int)}, "stack samples along a first axis"),
+        ({"input": np.zeros((2, 3), np.uint8), "ids": np.zeros((2, 1), int)}, "to float32"),
+        ({"input": np.zeros((2, 3)), "ids": np.zeros((2, 1))}, "'ids' is float64 [2, 1]"),
+        ({"input": np.zeros((2, 3)), "ids": np.zeros((4, 1), int)}, "input 2, ids 4"),
+        ({"input": np.zeros((1, 3)), "ids": np.zeros((1, 1), int)}, "has 1 samples"),
+        ({"input": np.zeros((0, 3)), "ids": np.zeros((0, 1), int)}, "no samples in input, ids"),
+        ({"input": np.array(["a", "b"]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
+        ({"input": np.array([None, {}]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    project: Path, two: ModelInputs, arrays: dict[str, Any], said: str
+) -> None:
+    np.savez("data.npz", **arrays)
+    with pytest.raises(CalibrationDataError) as caught:
+        taken(two, "data.npz")
+    assert said in str(caught.value)
+    assert "data.npz" in str(caught.value)
+
+
+def test_batches_that_do_not_fit(two: ModelInputs) -> None:
+    for batch, said in {
+        "text": "the batch is a str",
+        (torch.zeros(2, 3),): "has 1 entries, and the model takes 2 inputs: input, ids",
+        (torch.zeros(2, 3), 1): "'ids' is a int, and the model takes a tensor of int64 [2, 1]",
+        (torch.zeros(9, 3), torch.zeros(2, 1).long()): "2 samples at a time",
+    }.items():
+        with pytest.raises(CalibrationDataError) as caught:
+            two.check(batch, "batch 7")
+        assert said in str(caught.value)
+        assert "at: batch 7" in str(caught.value)
+
+
+def test_inputs_of_other_forms() -> None:
+    class Forms(nn.Module):
+        def forward(self, x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return x + pair[0] * pair[1]
+
+    t = torch.zeros(2)
+    nested = inputs_of(torch.export.export(Forms(), (t, (t, t))).module())
+    batch = (t, (t, t))
+    assert nested.check(batch, "") is batch, "left to calibrate"
+    with pytest.raises(CalibrationDataError, match="no axis of samples in common"):
+        _ = nested.batch_size
+    mixed = inputs_of(torch.export.export(Two(), (t,), {"ids": t}).module())
+    with pytest.raises(UnsupportedError, match="by keyword, ids"):
+        mixed.check((t, t), "")
+
+
+def test_names_of_data_that_are_none(project: Path, one: ModelInputs) -> None:
+    for name, said in {"data.csv": "neither", "data.npz": "no file", "nobody:nothing": "no module"}.items():
+        with pytest.raises(OptionError, match=said):
+            find_data(name)
+    torch.save((1, 2), "data.pt")
+    with pytest.raises(CalibrationDataError, match="holds a tuple"):
+        find_data("data.pt")()
+    project.joinpath("data.pt").write_text("junk", encoding="utf-8")
+    with pytest.raises(CalibrationDataError, match="cannot be read"):
+        find_data("data.pt")()
+    torch.save([torch.zeros(2, 3)], "data.pt")
+    with pytest.raises(OptionError, match="has batches already"):
+        taken(one, "data.pt", batch_size=2)
+    torch.save(torch.zeros(2, 3), "data.pt")
+    with pytest.raises(OptionError, match="exported for 2 samples at a time"):
+        taken(one, "data.pt", batch_size=3)

@@ -1,0 +1,89 @@
+"""How a command ends that cannot go on: the exit code, and what it says, to people and to programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lowbit.tools.cli.failures import describe
+
+MODEL = ("quantize", "net:raises", "--backend", "x86_inductor", "--preset", "dynamic")
+
+
+def test_errors_of_lowbit_have_no_traceback_unless_it_is_asked_for(lowbit: Any) -> None:
+    said = lowbit("capabilities", "nobody", code=2).stderr
+    assert said.startswith("error: there is no backend named 'nobody'\n  do: known: ")
+    said = lowbit("capabilities", "nobody", "--traceback", code=2).stderr
+    assert said.startswith("Traceback (most recent call last):")
+    assert "\nerror: there is no backend named 'nobody'\n" in said
+
+
+def test_errors_as_json(lowbit: Any) -> None:
+    result = lowbit("capabilities", "nobody", "--json", code=2)
+    assert not result.stdout
+    data = json.loads(result.stderr)
+    assert list(data) == [
+        *("format", "version", "exit_code", "kind", "found", "where", "hint", "pass", "traceback")
+    ]
+    assert (data["format"], data["exit_code"], data["kind"]) == ("lowbit-error", 2, "UnknownNameError")
+    assert data["traceback"] is None
+
+
+def test_a_command_that_is_not_understood(lowbit: Any) -> None:
+    said = lowbit("quantise", code=2).stderr
+    assert "quantise" in said
+    assert "lowbit --help lists the options" in said or "main --help lists the options" in said
+    data = json.loads(lowbit("diff", "--json", code=2).stderr)
+    assert data["kind"] == "MissingParameter"
+    assert data["exit_code"] == 2
+
+
+def test_an_exception_of_the_users_keeps_its_traceback(project: Path, lowbit: Any) -> None:
+    said = lowbit(*MODEL, code=4).stderr
+    first, where, *_ = said.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert f'File "{project / "net.py"}"' in where, "it begins in the user's code"
+    assert said.endswith("\nerror: net:raises raised RuntimeError: a mistake of the user's\n")
+    data = json.loads(lowbit(*MODEL, "--json", code=4).stderr)
+    assert (data["exit_code"], data["kind"]) == (4, "RuntimeError")
+    assert "in raises\n" in data["traceback"]
+
+
+def test_a_module_of_the_users_that_imports_what_is_not_there(project: Path, lowbit: Any) -> None:
+    project.joinpath("imports.py").write_text("import not_there_at_all\n", encoding="utf-8")
+    said = lowbit("quantize", "imports:build", code=4).stderr
+    assert f'File "{project / "imports.py"}", line 1' in said
+    assert "importing imports raised ModuleNotFoundError" in said
+
+
+def test_the_models_own_mistake_is_shown_and_not_torchs_export(project: Path, lowbit: Any) -> None:
+    project.joinpath("wrong.py").write_text(
+        "import torch\nclass Wrong(torch.nn.Module):\n    def forward(self, x):\n"
+        "        return x @ torch.zeros(7, 7)\ndef build():\n    return Wrong(), torch.zeros(2, 3)\n"
+        "class Choice(torch.nn.Module):\n    def forward(self, x):\n"
+        "        return x * 2 if x.sum() > 0 else x\ndef choice():\n    return Choice(), torch.zeros(2, 3)\n",
+        encoding="utf-8",
+    )
+    words = ("--backend", "x86_inductor", "--preset", "dynamic")
+    said = lowbit("quantize", "wrong:build", *words, code=4).stderr
+    assert f'File "{project / "wrong.py"}", line 4, in forward' in said
+    said = lowbit("quantize", "wrong:choice", *words, code=3).stderr
+    assert "error: torch.export cannot export wrong:choice: " in said
+    assert "Traceback" not in said
+
+
+def test_an_interrupt_is_no_error(project: Path, lowbit: Any) -> None:
+    project.joinpath("stops.py").write_text("def build():\n    raise KeyboardInterrupt\n", encoding="utf-8")
+    words = ("quantize", "stops:build", "--backend", "x86_inductor", "--preset", "dynamic")
+    assert lowbit(*words, code=130).stderr == "\nerror: interrupted\n", "behind the ^C of a terminal"
+
+
+def test_what_nobody_expected_is_called_a_defect() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        _ = 1 // 0
+    failure = describe(caught.value, with_traceback=False)
+    assert failure.exit_code == 4
+    assert "please report it" in str(failure)
+    assert "test_failures.py" in str(failure)

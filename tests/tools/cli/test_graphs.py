@@ -1,0 +1,168 @@
+"""The commands on saved graphs: opt, diff, explain, bisect."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lowbit import Stage, X86InductorQuantizer, calibrate, convert_pt2e, get_stage, prepare_pt2e
+from lowbit.backends.x86_inductor import get_default_x86_inductor_quantization_config
+from lowbit.ir.text import load_graph, save_graph, to_text
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a float, a prepared and a converted graph of a small network."""
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Softplus()).eval()
+    image = torch.randn(2, 3, 8, 8)
+    exported = torch.export.export(model, (image,)).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+    calibrate(prepared, [image], progress=False)
+    save_graph(exported, folder / "float.lowbit")
+    save_graph(prepared, folder / "prepared.lowbit")
+    save_graph(convert_pt2e(prepared), folder / "converted.lowbit")
+    return folder
+
+
+def test_opt_runs_a_pipeline_and_says_what_changed(project: Path, graphs: Path, lowbit: Any) -> None:
+    words = ("opt", "normalize, fold-batch-norm, fold-batch-norm", graphs / "float.lowbit")
+    result = lowbit(*words, "-o", "folded.lowbit")
+    assert "- %batch_norm: f32[2, 4, 6, 6] = aten.batch_norm.default(" in result.stdout
+    assert "02 fold-batch-norm: nothing changed" in result.stdout
+    assert "\x1b" not in result.stdout
+    folded = load_graph("folded.lowbit")
+    assert not folded.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+    assert sorted(path.name for path in project.iterdir()) == [
+        *("folded.lowbit", "folded.safetensors", "net.py"),
+    ]
+    assert " 1.weight" not in lowbit(*words, "--stat").stdout
+    assert "removed" in lowbit(*words, "--stat").stdout
+    data = json.loads(lowbit(*words, "--json").stdout)
+    assert [each["pass"] for each in data["passes"]] == ["normalize", "fold-batch-norm", "fold-batch-norm"]
+    assert data["passes"][1]["diff"]["counts"]["removed"] >= 1
+    assert (data["stage"], data["output"]) == ("FLOAT", None)
+
+
+def test_opt_goes_the_way_of_the_verbs(project: Path, graphs: Path, lowbit: Any) -> None:
+    prepare = "normalize, fold-batch-norm, annotate, resolve-sharing, insert-observers"
+    preset = ("--backend", "x86_inductor", "--preset", "static-7-bit")
+    lowbit("opt", prepare, graphs / "float.lowbit", *preset, "-o", "prepared.lowbit")
+    exported = load_graph(graphs / "float.lowbit")
+    config = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(config))
+    assert to_text(load_graph("prepared.lowbit")) == to_text(prepared)
+    # Whose it is, the graph says itself.
+    lowbit("opt", "emit-inductor", graphs / "converted.lowbit", "-o", "lowered.lowbit")
+    lowered = load_graph("lowered.lowbit")
+    assert get_stage(lowered) is Stage.LOWERED
+    assert any("qconv" in str(node.target) for node in lowered.graph.nodes)
+
+
+def test_opt_refuses(project: Path, graphs: Path, lowbit: Any) -> None:
+    graph = graphs / "float.lowbit"
+    assert "did you mean 'normalize'" in lowbit("opt", "normalise", graph, code=2).stderr
+    assert "ends with a comma" in lowbit("opt", "normalize,", graph, code=2).stderr
+    assert "No such file" in lowbit("opt", "normalize", "nothing.lowbit", code=2).stderr
+    said = lowbit("opt", "observers-to-qdq", graphs / "prepared.lowbit", "-o", "x.safetensors", code=3).stderr
+    assert "where the tensors would go" in said
+    assert "stage OBSERVED" in lowbit("opt", "observers-to-qdq", graph, code=3).stderr
+    assert sorted(path.name for path in project.iterdir()) == ["net.py"], "nothing half-written stays"
+
+
+def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: Any) -> None:
+    before, after = graphs / "float.lowbit", graphs / "prepared.lowbit"
+    same = lowbit("diff", before, before)
+    assert not same.output
+    found = lowbit("diff", before, after, code=1).stdout
+    assert found.startswith("stage: FLOAT → OBSERVED\n")
+    assert "+ %activation_post_process" in found
+    assert "added" in lowbit("diff", before, after, "--stat", code=1).stdout
+    data = json.loads(lowbit("diff", before, after, "--json", code=1).stdout)
+    assert data["same"] is False
+    assert data["stages"] == ["FLOAT", "OBSERVED"]
+    assert {"counts", "nodes", "attributes"} == set(data["diff"])
+
+
+def test_diff_of_what_are_no_graphs(project: Path, graphs: Path, lowbit: Any) -> None:
+    project.joinpath("junk.lowbit").write_text("junk", encoding="utf-8")
+    assert "junk.safetensors cannot be read" in lowbit(
+        "diff", "net.py", "junk.lowbit", code=2
+    ).stderr.replace("net.safetensors", "junk.safetensors")
+    project.joinpath("junk.safetensors").write_bytes(b"junk")
+    assert "is no saved graph" in lowbit("diff", "junk.lowbit", "junk.lowbit", code=3).stderr
+
+
+def test_explain_says_why_one_layer_stayed_float(project: Path, graphs: Path, lowbit: Any) -> None:
+    graph = graphs / "converted.lowbit"
+    assert "left float: no-pattern 1" in lowbit("explain", graph).stdout
+    said = lowbit("explain", graph, "3").stdout
+    assert "%softplus (aten.softplus.default) stays float: no-pattern" in said
+    data = json.loads(lowbit("explain", graph, "softplus", "--json").stdout)
+    assert [(each["node"], each["reason"]) for each in data["operators"]] == [("softplus", "no-pattern")]
+    assert list(data)[:4] == ["format", "version", "about", "coverage"]
+    assert "softplus" in lowbit("explain", graph, "softpluss", code=2).stderr
+    assert "nobody prepared" in lowbit("explain", graphs / "float.lowbit", code=3).stderr
+
+
+def test_explain_says_why_tensors_share(project: Path, graphs: Path, lowbit: Any) -> None:
+    graph = graphs / "prepared.lowbit"
+    words = ("explain", graph, "--shared", "input_1", "input_1 -> conv2d")
+    assert "%input_1" in lowbit(*words).stdout
+    data = json.loads(lowbit(*words, "--json").stdout)
+    assert list(data["sharing"]) == ["a", "b", "shares", "chain", "why_not", "group"]
+    assert data["sharing"]["shares"] is True
+    assert "two tensors" in lowbit("explain", graph, "softplus", *words[2:], code=2).stderr
+
+
+CHECKS = """
+import sys
+from lowbit import Stage, get_stage
+
+def good(model):
+    return True
+
+def before_qdq(model):
+    print("checking")
+    return get_stage(model) not in (Stage.QDQ, Stage.LOWERED)
+
+if __name__ == "__main__":
+    text = open(sys.argv[-1], encoding="utf-8").read()
+    print("loud")
+    sys.exit("stage QDQ" in text or "stage LOWERED" in text)
+"""
+
+
+def test_bisect_finds_the_pass_that_breaks_a_check(project: Path, graphs: Path, lowbit: Any) -> None:
+    project.joinpath("checks.py").write_text(CHECKS, encoding="utf-8")
+    graph = graphs / "prepared.lowbit"
+    assert "the check never fails" in lowbit("bisect", graph, "--check", "checks:good").stdout
+    result = lowbit("bisect", graph, "--check", "checks:before_qdq", "--json", code=1)
+    data = json.loads(result.stdout)
+    assert (data["verdict"], data["pass_name"], data["confirmed"]) == ("found", "observers-to-qdq", True)
+    assert "checking" in result.stderr
+    words = ("--pipeline", "normalize, fold-batch-norm", "--check", "checks:good")
+    lowbit("bisect", graphs / "float.lowbit", *words)
+
+
+def test_bisect_by_a_script_and_from_the_float_model(
+    project: Path, graphs: Path, lowbit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The script that needs no torch to look at the text is quick.
+    script = CHECKS.replace("from lowbit import Stage, get_stage", "")
+    project.joinpath("checks.py").write_text(script, encoding="utf-8")
+    torch.save(torch.randn(4, 3, 8, 8), "data.pt")
+    words = ("bisect", graphs / "float.lowbit", "--backend", "x86_inductor", "--preset", "static-7-bit")
+    check = ("--check", f"{sys.executable} checks.py")
+    found = lowbit(*words, "--calibration", "data.pt", *check, code=1).stdout
+    assert "behind" in found
+    assert "observers-to-qdq" in found
+    assert "give --calibration" in lowbit(*words, *check, code=2).stderr
+    assert "no program" in lowbit(*words, "--calibration", "data.pt", "--check", "nobody", code=3).stderr
