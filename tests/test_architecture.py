@@ -261,7 +261,7 @@ def test_the_core_names_no_backend() -> None:
     assert_none(named)
 
 
-# What reason codes mean, in sentences for people: facts about hardware are there, and nothing depends on them.
+# What reason codes mean, for people: facts about hardware are in these texts, and nothing depends on them.
 TEXTS = ("lowbit.ir.reasons",)
 # For several backends, not for all: what they have in common.
 SHARED_BY_SOME = ("lowbit.backends.signed_kernel", "lowbit.backends.inductor_quantizer")
