@@ -79,6 +79,8 @@ def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gra
     changed |= _merge_attribute_reads(graph, context)
     changed |= _resolve_padding_modes(graph, context)
     changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
+    # Who is not read himself is no reader on whose account a write has to stay.
+    changed = erase_unread(graph) or changed
     changed |= make_functional(graph, context)
     # Functional forms let aliases go that had to stay before.
     changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
