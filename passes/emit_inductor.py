@@ -16,7 +16,6 @@ from ..ir.operators import is_float_operator, is_precision_change, maker
 from ..ir.schema import complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
-from ..matchers.inductor import replace_with_kernels
 from ..matchers.operator_pattern import KernelCall, OperatorPattern, Refusal, Sharing
 from .base import PassContext
 from .registry import register_pass
@@ -40,6 +39,9 @@ class EmitInductor:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Lower in place."""
+        # Inductor's matcher takes a second to import, and who does not lower does not need it.
+        from ..matchers.inductor import replace_with_kernels
+
         if not context.patterns:
             raise PipelineError(
                 "emit-inductor has no operator patterns to lower to",

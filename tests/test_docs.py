@@ -9,6 +9,7 @@ import io
 import itertools
 import pkgutil
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ import attrs
 import lowbit
 import pytest
 import torch
+from click.testing import CliRunner
 from lowbit.backends import registry as backends
 from lowbit.passes import registry as passes
+from lowbit.tools.cli import main
 
 ROOT = Path(lowbit.__file__).parent
 DOCS = ROOT / "docs"
@@ -51,21 +54,29 @@ def blocks(page: Path) -> list[Block]:
 
 
 def run(page: Path, module: ModuleType) -> Iterator[tuple[str, str | None]]:
-    """Run the Python of ``page``, as if it were pasted into ``example.py`` block by block.
+    """Run the Python of ``page``, as if it were pasted into ``example.py`` block by block, and its commands.
 
     Yields what each block prints, and what the page says that it prints, if it does.
     """
     source = ""
     for block, after in itertools.pairwise([*blocks(page), Block("", "", False)]):
-        if block.kind != "python":
-            continue
-        before, source = source.count("\n"), source + block.body
-        # Exported models quote the lines that they come from.
-        Path("example.py").write_text(source, encoding="utf-8")
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile("\n" * before + block.body, "example.py", "exec"), vars(module))
-        yield printed.getvalue(), after.body if after.kind == "text" and after.adjoins else None
+        caption = re.match(r":caption: (\S+\.\w+)\n\n", block.body)
+        if caption is not None:
+            Path(caption[1]).write_text(block.body[caption.end() :], encoding="utf-8")
+        elif block.kind == "console" and "$ lowbit" in block.body:
+            for command, shown in re.findall(
+                r"^\$ lowbit (.*)\n((?:[^$].*\n|\n)*)", block.body, flags=re.MULTILINE
+            ):
+                result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
+                yield result.output, shown
+        elif block.kind == "python":
+            before, source = source.count("\n"), source + block.body
+            # Exported models quote the lines that they come from.
+            Path("example.py").write_text(source, encoding="utf-8")
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile("\n" * before + block.body, "example.py", "exec"), vars(module))
+            yield printed.getvalue(), after.body if after.kind == "text" and after.adjoins else None
 
 
 @pytest.fixture
@@ -74,6 +85,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     example = ModuleType("example")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "example", example)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("COLUMNS", "160")
     # The C++ compiler would take most of the time; that Inductor compiles lowered models is tested with each
     # backend.
@@ -81,6 +93,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     known = dict(passes._classes), dict(backends._backends)
     random_state = torch.get_rng_state()
     yield example
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
     torch.set_rng_state(random_state)
     for registry, before in zip((passes._classes, backends._backends), known, strict=True):
         registry.clear()
@@ -112,8 +126,8 @@ def test_the_python_runs(page: Path, module: ModuleType) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_is_not_run_says_why(page: Path) -> None:
     for block in blocks(page):
-        if block.kind.startswith("{code-block}") and "python" in block.kind:
-            assert block.body.startswith(":caption: Not run by the tests: ")
+        if block.kind.startswith("{code-block}"):
+            assert re.match(r":caption: (Not run by the tests: .|\S+\.\w+\n)", block.body)
 
 
 def anchors(page: Path) -> set[str]:

@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
+import click
 from lowbit import Stage, passes
 from lowbit.backends import get_backend
 from lowbit.backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from lowbit.ir.reasons import REASONS
 from lowbit.passes import Pass, Pipeline, pass_class, pass_names
 from lowbit.passes.instruments.diff_to_json import SCHEMA
+from lowbit.tools.cli import main
 
-__all__ = ["DIRECTIVES", "diff_schema_table", "flow", "passes_table", "reasons"]
+__all__ = ["DIRECTIVES", "commands", "diff_schema_table", "flow", "passes_table", "reasons"]
 
 
 def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -119,7 +121,24 @@ def _kind(value: dict[str, Any]) -> str:
     return f"{text} of {_kind(value['items'])}" if "items" in value else text
 
 
+def commands() -> str:
+    """The help of every command."""
+    context = click.Context(main, info_name="lowbit", max_content_width=88)
+    parts = [_help("lowbit", context)]
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, context, info_name=name, max_content_width=88)
+        parts.append(_help(f"lowbit {name}", inner))
+    return "\n".join(parts)
+
+
+def _help(title: str, context: click.Context) -> str:
+    return f"## {title}\n\n```text\n{context.get_help()}\n```\n"
+
+
 DIRECTIVES = {
+    "commands": commands,
     "flow": flow,
     "passes": passes_table,
     "reasons": reasons,

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import attrs
 import torch
-from torch.export._unlift import GuardsFn, _check_input_constraints_pre_hook
 from torch.fx import Graph, GraphModule, Proxy
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.proxy import GraphAppendingTracer, TraceError
@@ -40,6 +39,7 @@ EXPORT_STATE: Final = frozenset(
 )
 """Attributes of exported modules that are made anew, or refuse what loaded modules allow."""
 
+# torch.export takes seconds to import, so what is of it is imported where it is used.
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -94,6 +94,8 @@ def foreign_hooks(module: torch.nn.Module) -> list[str]:
 
 def checks_inputs(gm: GraphModule) -> bool:
     """Whether ``gm`` checks the structure of its inputs before it runs."""
+    from torch.export._unlift import _check_input_constraints_pre_hook
+
     return _check_input_constraints_pre_hook in gm._forward_pre_hooks.values() and bool(
         getattr(gm, "validate_inputs", True)
     )
@@ -101,6 +103,8 @@ def checks_inputs(gm: GraphModule) -> bool:
 
 def restore_checks(gm: GraphModule, ranges: dict[Any, Any]) -> None:
     """Let ``gm`` check the structure of its inputs, and their sizes where no guards do."""
+    from torch.export._unlift import _check_input_constraints_pre_hook
+
     gm.validate_inputs = True  # pyright: ignore[reportArgumentType]
     gm.range_constraints = ranges  # pyright: ignore[reportArgumentType]
     gm.register_forward_pre_hook(_check_input_constraints_pre_hook, with_kwargs=True)
@@ -108,6 +112,8 @@ def restore_checks(gm: GraphModule, ranges: dict[Any, Any]) -> None:
 
 def is_guards(module: object) -> bool:
     """Whether ``module`` is what ``torch.export`` checks inputs with: compiled code without a graph."""
+    from torch.export._unlift import GuardsFn
+
     return isinstance(module, GuardsFn)
 
 

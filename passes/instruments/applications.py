@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from torch.fx import GraphModule, Node
 
-from ...ir.location import module_path, source_line
+from ...ir.location import module_path, module_stack, source_line
 from ...ir.text import format_target
 from ..base import Pass
 from .base import Change
@@ -78,7 +78,8 @@ class Applications:
             node.name,
             format_target(node.op, node.target),
             tuple(source.name for source in node.all_input_nodes),
-            next(filter(None, (module_path(n.meta) for n in around)), ""),
+            # At the top its path is "", but it says so.
+            next((module_path(n.meta) for n in around if module_stack(n.meta)), ""),
             next(filter(None, (source_line(n.meta) for n in around)), ""),
         )
         allowed = self.limit is None or len(self.applied) < self.limit

@@ -112,7 +112,8 @@ def forget() -> None:
 def calibrate(gm: GraphModule, subject: Subject) -> None:
     """Show a prepared graph two batches."""
     assert get_stage(gm) is Stage.OBSERVED
-    with torch.random.fork_rng(devices=[]):
+    # With gradients torch refuses writes into one of several views of a tensor.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.program.seed)  # for dropouts
         for index in range(2):
             gm(*example_inputs(subject.program, index))

@@ -162,6 +162,8 @@ def test_every_setting_selects_what_it_names_and_nothing_else(setting: Any, sele
     assert quantized(setting(XNNPACKQuantizer().set_global(STATIC), None)) == ALL - selected
 
 
+# That of the operator counts less than all others.
+@pytest.mark.filterwarnings("ignore::lowbit.errors.IneffectiveSettingWarning")
 def test_a_module_name_wins_over_a_module_type_over_an_operator() -> None:
     quantizer = XNNPACKQuantizer().set_global(STATIC).set_operator_type(torch.ops.aten.conv2d, STATIC)
     quantizer.set_module_type(Block, None)

@@ -92,6 +92,8 @@ def test_only_integers_are_left_of_weights(prepared: GraphModule) -> None:
     ]
 
 
+# Training presets, so that both sides have the same fake quantizers.
+@pytest.mark.filterwarnings("ignore::lowbit.errors.RoundedCalibrationWarning")
 def test_values_are_those_of_folding_in_post_training_quantization(
     model: nn.Module, prepared: GraphModule, annotate_all: type[Quantizer]
 ) -> None:
@@ -177,6 +179,8 @@ def test_untrained_models_are_refused(model: nn.Module, annotate_all: type[Quant
         convert_pt2e(prepare_qat_pt2e(export(model), annotate_all()))
 
 
+# Training presets, so that both sides have the same fake quantizers.
+@pytest.mark.filterwarnings("ignore::lowbit.errors.RoundedCalibrationWarning")
 def test_other_graphs_are_left_as_they_are(annotate_all: Any) -> None:
     prepared = prepare_pt2e(export(Net().eval()), annotate_all())
     before = str(prepared.graph)

@@ -135,7 +135,6 @@ BUGS = {
     "add": (aten.add.Tensor, aten.sub.Tensor),
     "mul": (aten.mul.Tensor, aten.add.Tensor),
     "sub": (aten.sub.Tensor, aten.add.Tensor),
-    "relu6": (aten.relu6.default, aten.neg.default),
     "clone": (aten.clone.default, aten.neg.default),
     "flatten": (aten.flatten.using_ints, aten.unsqueeze.default),
     "max_pool2d": (aten.max_pool2d.default, aten.avg_pool2d.default),
