@@ -68,7 +68,7 @@ def run(page: Path, module: ModuleType) -> Iterator[tuple[str, str | None]]:
                 r"^\$ lowbit (.*)\n((?:[^$].*\n|\n)*)", block.body, flags=re.MULTILINE
             ):
                 result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
-                yield result.output, shown
+                yield result.output.replace(f"{Path.cwd()}/", ""), shown
         elif block.kind == "python":
             before, source = source.count("\n"), source + block.body
             # Exported models quote the lines that they come from.
@@ -106,7 +106,7 @@ def mismatch(printed: str, shown: str) -> str | None:
     lines = itertools.zip_longest(printed.strip().splitlines(), shown.strip().splitlines(), fillvalue="")
     for one, other in lines:
         words, others = (
-            re.sub(r"[\s─-]+", " ", DECIMAL.sub("#", TIME.sub("#", line))).strip() for line in (one, other)
+            re.sub(r"[\s─]+", " ", DECIMAL.sub("#", TIME.sub("#", line))).strip() for line in (one, other)
         )
         found, wanted = (map(float, DECIMAL.findall(TIME.sub("", line))) for line in (one, other))
         if words != others or not all(
@@ -162,6 +162,11 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 # The reference.
 
 
+def named(path: str) -> Any:
+    """The object of a dotted path; of a module and a function of one name, the function."""
+    return resolve_name(":".join(path.rsplit(".", 1)))
+
+
 def documented() -> dict[str, Any]:
     """What the reference has an entry of, by the path of the entry."""
     text = "".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
@@ -172,7 +177,7 @@ def documented() -> dict[str, Any]:
         if kind == "module" and members is not None:
             names = members[1].replace(",", " ").split() or resolve_name(path).__all__
             paths |= {f"{path}.{name}" for name in names}
-    return {path: resolve_name(path) for path in sorted(paths)}
+    return {path: named(path) for path in sorted(paths)}
 
 
 def public() -> dict[str, Any]:
@@ -181,10 +186,10 @@ def public() -> dict[str, Any]:
     packages += [
         module.name
         for module in pkgutil.walk_packages(lowbit.__path__, "lowbit.")
-        if module.ispkg and module.name.split(".")[1] in {"ir", "passes", "backends", "tools"}
+        if module.ispkg and re.fullmatch(r"lowbit\.(ir|passes|backends|tools)(\.\w+)?", module.name)
     ]
     return {
-        f"{package}.{name}": resolve_name(f"{package}.{name}")
+        f"{package}.{name}": named(f"{package}.{name}")
         for package in packages
         for name in getattr(resolve_name(package), "__all__", ())
     }
