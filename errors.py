@@ -13,6 +13,7 @@ __all__ = [
     "CaptureError",
     "ContractError",
     "DeviceError",
+    "DuplicateReasonError",
     "GraphInputError",
     "GraphTextError",
     "IneffectiveSettingWarning",
@@ -102,6 +103,10 @@ class PipelineError(LowbitError, ValueError):
 
 class StrictModeError(LowbitError, ValueError):
     """In strict mode: what is a warning otherwise, or a line of the ledger that nobody need read."""
+
+
+class DuplicateReasonError(LowbitError, ValueError):
+    """Two backends write one reason code and mean different things."""
 
 
 class UnknownNameError(LowbitError, KeyError):

@@ -301,7 +301,9 @@ def _dropout(x: torch.Tensor, p: float, train: bool) -> torch.Tensor:
     # Nothing is drawn at random, so that runs can be compared: multiples of the golden ratio spread evenly.
     if not train or p == 0.0:
         return x
-    kept = (torch.arange(x.numel(), dtype=torch.float64, device=x.device) * _GOLDEN).frac_().view(x.shape) >= p
+    kept = (torch.arange(x.numel(), dtype=torch.float64, device=x.device) * _GOLDEN).frac_().view(
+        x.shape
+    ) >= p
     return x.double() * kept / (1.0 - p) if p < 1.0 else x.double() * 0.0
 
 

@@ -1,17 +1,20 @@
 """The reason codes of the ledger: what each means, and what to do about it.
 
-A code says why an operator stays float. Every code that lowbit writes is here, and nothing else is; backends
-of other packages may write codes of their own, which come with a detail instead.
+A code says why an operator stays float. Codes of all backends are here; a backend registers those of its own,
+also one of another package. Nothing but what people read depends on the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import attrs
 
-__all__ = ["REASONS", "Reason"]
+from ..errors import DuplicateReasonError
+
+__all__ = ["REASONS", "Reason", "register_reasons"]
 
 
 @attrs.frozen
@@ -48,10 +51,6 @@ _SELECTION: Final = {
         "the quantizer neither annotated the operator nor said why",
         "let annotate() of the quantizer annotate it",
     ),
-    "mixed-qconfig": Reason(
-        "the parts of a fused pattern have different QConfigs",
-        "give all parts of the pattern the same QConfig",
-    ),
     "static-only": Reason("what the backend has for it is for static quantization alone", _OTHER_MODE),
     "static-or-dynamic-only": Reason("what the backend has for it quantizes activations too", _OTHER_MODE),
     "dynamic-only": Reason("what the backend has for it is for dynamic quantization alone", _OTHER_MODE),
@@ -59,18 +58,6 @@ _SELECTION: Final = {
     "half-weight-only": Reason("what the backend has for it takes float16 weights alone", _OTHER_MODE),
     "no-pattern": Reason(
         "the backend has no operator pattern for it", "leave it float, or declare an operator pattern for it"
-    ),
-    "missing-fusion-pattern": Reason(
-        "the backend has the operator only together with others than stand there",
-        "add a pattern of the operator alone to the BackendConfig",
-    ),
-    "fused-only": Reason(
-        "the BackendConfig fuses the pattern, and says nothing of quantizing it",
-        "add a config for the fused module, with the dtypes it takes",
-    ),
-    "not-observed": Reason(
-        "the BackendConfig says that nothing around the operator is quantized",
-        "use another observation type for the pattern",
     ),
     "training-only": Reason("the operator is not there in inference", "nothing: it costs nothing then"),
     "control-flow-body": Reason(
@@ -150,15 +137,6 @@ _KERNELS: Final = {
         "both factors are activations; kernels take a constant as one of them", _NOTHING
     ),
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
-    "saturates-without-vnni": Reason(
-        "sums of 8-bit activations overflow on this CPU, which has no VNNI",
-        "prepare with the preset's reduce_range=True, which keeps activations to 7 bits",
-    ),
-    "no-float16-arithmetic": Reason("this CPU computes float16 far slower than float32", "use int8 weights"),
-    "kernel-slower-than-float": Reason(
-        "the kernel is slower here than the float operator",
-        "compute in bfloat16 (propagate-bf16) and in few rows, or leave it as it is",
-    ),
     "sum-read-in-float": Reason(
         "the kernel adds and quantizes, and the sum is read in float", "quantize its readers"
     ),
@@ -166,13 +144,6 @@ _KERNELS: Final = {
     "accumulator-dtype-differs": Reason(
         "what the kernel adds into is quantized to another dtype than the result",
         "quantize both to one dtype",
-    ),
-    "column-under-stride": Reason(
-        "oneDNN may be wrong for results of one column under a horizontal stride", "leave it float"
-    ),
-    "window-in-padding": Reason(
-        "oneDNN is wrong for windows that may lie in the padding altogether",
-        "use a smaller padding, or leave it float",
     ),
     "stays-float32": Reason(
         "it computes in the dtypes it was exported in", "nothing: bfloat16 is not for it"
@@ -190,22 +161,6 @@ _LAYOUT: Final = {
     "not-the-mean-of-an-image": Reason("it is a mean over other axes than height and width, kept", _SHAPE),
     "concatenation-of-one-tensor": Reason("it joins one tensor, or one tensor with itself", _NOTHING),
     "strided-slice": Reason("the slice leaves elements out between those it takes", _NOTHING),
-}
-
-_BACKEND_CONFIG: Final = {
-    "dtypes-not-supported": Reason(
-        "the backend does not take the dtypes that the QConfig asks for", "use dtypes of its DTypeConfigs"
-    ),
-    "quantization-range": Reason(
-        "the range of the QConfig is not within that of the backend", "narrow quant_min and quant_max"
-    ),
-    "scale-too-small": Reason(
-        "the observer may find a smaller scale than the backend takes", "give it a larger eps"
-    ),
-    "parameters-not-fixed": Reason(
-        "the backend asks for parameters that are fixed, and others are",
-        "use the QConfig of fixed parameters for it",
-    ),
 }
 
 _BATCH_NORM: Final = {
@@ -282,15 +237,31 @@ _REFERENCE: Final = {
     "scaled-addition": Reason("the sum is scaled: alpha is not 1", "multiply before adding"),
 }
 
-REASONS: Final[Mapping[str, Reason]] = {
+_reasons: Final[dict[str, Reason]] = {
     **_SELECTION,
     **_MATCHING,
     **_TENSORS,
     **_KERNELS,
     **_LAYOUT,
-    **_BACKEND_CONFIG,
     **_BATCH_NORM,
     **_FORM,
     **_REFERENCE,
 }
+
+REASONS: Final[Mapping[str, Reason]] = MappingProxyType(_reasons)
 """By code."""
+
+
+def register_reasons(reasons: Mapping[str, Reason]) -> None:
+    """Add the codes of a backend to :data:`REASONS`; its package does so beside registering the backend.
+
+    Raises:
+        DuplicateReasonError: a code is there already, and means something else.
+    """
+    for code, reason in reasons.items():
+        if REASONS.get(code, reason) != reason:
+            raise DuplicateReasonError(
+                f"the reason code {code!r} is there already, and means: {REASONS[code].meaning}",
+                hint="give the code of the backend another name",
+            )
+    _reasons.update(reasons)

@@ -102,8 +102,8 @@ def _export(function: Callable[..., Any], example_inputs: tuple[Any, ...]) -> Gr
 def canonical_pattern(gm: GraphModule) -> GraphModule:
     """A copy of an exported pattern in the form that the ``normalize`` pass gives to models.
 
-    Operators are canonical, functional and have all their arguments; there is no dead code and no check of the inputs.
-    Unlike in a model, writes into inputs are made functional too: what a pattern takes is seldom the input of
+    Operators are canonical, functional and have all their arguments; there is no dead code and no check of the
+    inputs. Unlike in a model, writes into inputs are made functional too: what a pattern takes is seldom the input of
     the whole graph. Tensors are shared with ``gm``.
 
     Raises:

@@ -256,13 +256,11 @@ def test_the_core_names_no_backend() -> None:
         (name, 1, f"knows a backend: {word.group()}")
         for name in (*core, *shared, *kits)
         if name not in SHARED_BY_SOME
-        for word in BACKEND_NAMES.finditer(name + ast.unparse(without_texts(TREES[name], name in TEXTS)))
+        for word in BACKEND_NAMES.finditer(name + ast.unparse(without_texts(TREES[name])))
     )
     assert_none(named)
 
 
-# What reason codes mean, for people: facts about hardware are in these texts, and nothing depends on them.
-TEXTS = ("lowbit.ir.reasons",)
 # For several backends, not for all: what they have in common.
 SHARED_BY_SOME = ("lowbit.backends.signed_kernel", "lowbit.backends.inductor_quantizer")
 
@@ -314,17 +312,12 @@ def test_what_only_looks_like_a_name_is_not(harmless: str) -> None:
     assert not BACKEND_NAMES.search(harmless)
 
 
-def without_texts(tree: ast.Module, strings: bool = False) -> ast.Module:
-    """A copy of ``tree`` without docstrings and hints, which may give a backend as an example.
-
-    With ``strings``, without any string.
-    """
+def without_texts(tree: ast.Module) -> ast.Module:
+    """A copy of ``tree`` without docstrings and hints, which may give a backend as an example."""
     copy = ast.parse(ast.unparse(tree))
     for node in ast.walk(copy):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = ""
         elif isinstance(node, ast.keyword) and node.arg == "hint":
             node.value = ast.Constant("")
-        elif strings and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node.value = ""
     return copy

@@ -8,6 +8,7 @@ its pipelines (:func:`compile_backend`), so models go the same way as with any o
     converted = lowbit.convert_fx(prepared)
 """
 
+from ...ir.reasons import register_reasons
 from .builtin import (
     get_executorch_backend_config,
     get_fbgemm_backend_config,
@@ -24,6 +25,7 @@ from .pattern_config import BackendPatternConfig, MatchAllNode, ObservationType
 from .qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
 from .qconfig_mapping import QConfigMapping
 from .quantizer import BackendConfigQuantizer
+from .reasons import BACKEND_CONFIG_REASONS
 
 __all__ = [
     "BackendConfig",
@@ -47,3 +49,5 @@ __all__ = [
     "get_qnnpack_backend_config",
     "get_x86_backend_config",
 ]
+
+register_reasons(BACKEND_CONFIG_REASONS)

@@ -1,5 +1,6 @@
 """X86 CPUs through Inductor: int8 kernels of oneDNN."""
 
+from ...ir.reasons import register_reasons
 from ...passes import EmitInductor, PackWeights, Pipeline
 from ..base import Backend
 from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
@@ -13,6 +14,7 @@ from .quantizer import (
     get_x86_inductor_linear_dynamic_fp16_config,
     get_x86_inductor_linear_weight_only_config,
 )
+from .reasons import ONEDNN_REASONS
 
 __all__ = [
     "X86_INDUCTOR",
@@ -23,6 +25,7 @@ __all__ = [
     "has_vnni",
 ]
 
+register_reasons(ONEDNN_REASONS)
 X86_INDUCTOR = register_backend(
     Backend(
         name="x86_inductor",

@@ -12,7 +12,8 @@ import lowbit
 import pytest
 from lowbit.backends.annotation import mode_code
 from lowbit.backends.registry import get_backend
-from lowbit.ir.reasons import REASONS
+from lowbit.errors import DuplicateReasonError
+from lowbit.ir.reasons import REASONS, Reason, register_reasons
 from lowbit.matchers.operator_pattern import Mode
 
 ROOT = Path(lowbit.__file__).parent
@@ -108,3 +109,10 @@ def test_a_code_says_what_it_means_and_what_to_do() -> None:
         for sentence in (reason.meaning, reason.advice):
             assert sentence, code
             assert not sentence.endswith("."), code
+
+
+def test_a_code_means_one_thing() -> None:
+    register_reasons({"not-configured": REASONS["not-configured"]})
+    with pytest.raises(DuplicateReasonError, match="'not-configured' is there already, and means: no conf"):
+        register_reasons({"not-configured": Reason("something else", "nothing")})
+    assert REASONS["not-configured"].meaning.startswith("no configuration")

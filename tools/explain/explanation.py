@@ -69,7 +69,8 @@ class OperatorExplanation:
         if self.meaning:
             yield "why", self.meaning
         # The kernel and the nearest miss say the same in more words.
-        if self.detail and not self.runs_at and all(miss.reason != self.reason for miss in self.nearest):
+        is_more = self.detail not in ("", self.meaning) and not self.runs_at
+        if is_more and all(miss.reason != self.reason for miss in self.nearest):
             yield "found", self.detail
         yield from (("nearest", str(miss)) for miss in self.nearest)
         if self.advice:
@@ -122,7 +123,11 @@ class Explanation:
         yield f"{reason}: {known.meaning}" if known is not None else f"{reason}:"
         if known is not None:
             yield f"  do: {known.advice}"
-        yield from (f"  {_place(each)}{': ' + each.detail if each.detail else ''}" for each in left)
+        yield from (f"  {_place(each)}{_detail(each)}" for each in left)
+
+
+def _detail(each: OperatorExplanation) -> str:
+    return f": {each.detail}" if each.detail not in ("", each.meaning) else ""
 
 
 def _place(each: OperatorExplanation) -> str:

@@ -17,7 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowbit import Backend, Pass, PassContext, get_backend
+from lowbit import Pass, PassContext
+from lowbit.backends.base import Backend
+from lowbit.backends.registry import get_backend
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.clone import clone_graph_module
 from lowbit.ir.verifiers import verify
