@@ -27,9 +27,10 @@ determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, 
 mutants: .venv/.installed ## seed faults in the passes, and see that the laws catch them
 	.venv/bin/python tests/tools/testing/mutate.py
 
-docs: .venv/.installed ## write docs/capabilities.md anew
+docs: .venv/.installed ## write docs/capabilities.md, and what the code of the pages prints, anew
 	(sed -n '/^## /q;p' docs/capabilities.md && .venv/bin/lowbit capabilities --markdown) > docs/capabilities.new
 	mv docs/capabilities.new docs/capabilities.md
+	LOWBIT_WRITE_DOCS=1 .venv/bin/pytest tests/test_docs.py
 
 site: .venv-docs/.installed ## build the documentation, out/site/index.html
 	.venv-docs/bin/sphinx-build --fail-on-warning --keep-going --quiet -d out/site-doctrees docs out/site

@@ -17,7 +17,7 @@ from .errors import GraphInputError, StageError
 from .ir.location import locate
 from .ir.stages import Stage, get_stage
 
-__all__ = ["package_pt2e"]
+__all__ = ["exported_inputs", "package_pt2e"]
 
 
 def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
@@ -60,7 +60,7 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
     file = fspath(path)
     if not file.endswith(".pt2"):
         raise GraphInputError(f"a package was to be written to {file!r}", hint="give it the ending .pt2")
-    args, kwargs, dynamic = _inputs(model)
+    args, kwargs, dynamic = exported_inputs(model)
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
         # Inductor takes a second to import, which only those who compile pay.
@@ -69,8 +69,19 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
         return aoti_compile_and_package(program, package_path=file)
 
 
-def _inputs(model: GraphModule) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Arguments like those the model was exported with, and which of their sizes are dynamic."""
+def exported_inputs(model: GraphModule) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Arguments like those the model was exported with, and which of their sizes are dynamic.
+
+    Args:
+        model: a graph module with the inputs of an exported program, at any stage.
+
+    Returns:
+        Positional arguments, keyword arguments, and ``dynamic_shapes`` as ``torch.export.export`` takes them,
+        None if no size is dynamic. Tensors are zeros.
+
+    Raises:
+        GraphInputError: an input is no tensor or number.
+    """
     placeholders = model.graph.find_nodes(op="placeholder")
     spec: pytree.TreeSpec = model._in_spec  # pyright: ignore[reportAssignmentType]
     args, kwargs = pytree.tree_unflatten(list(map(_example, placeholders)), spec)

@@ -14,7 +14,7 @@ from torch._ops import OpOverloadPacket  # the class of every ATen operator has 
 from torch.fx import Graph, Node
 
 from ..errors import IneffectiveSettingWarning, SpecError, UnknownNameError
-from ..ir.canonical_operators import canonical_name
+from ..ir.canonical_operators import ALIASES, canonical_name, written_name
 from ..ir.location import ModuleCall, module_stack
 from ..ir.schema import OpOverload, operator_name
 from ..ir.specs import QuantizationConfig
@@ -43,6 +43,10 @@ def operator_of_function(function: Callable[..., Any]) -> str:
     )
 
 
+def _one_of_its_names(name: str) -> str:
+    return ALIASES.get(name, name)
+
+
 @attrs.define
 class _Selector:
     """One setting: what it selects, and the configuration, None for float."""
@@ -56,10 +60,17 @@ class _Selector:
 
     def selects(self, node: Node, stack: list[ModuleCall]) -> bool:
         if self.kind == "function type":
-            return isinstance(node.target, OpOverload) and operator_name(node.target)[1] == self.name
+            return self._is_function_of(node)
         if self.kind == "module type":
             return any(call.kind == self.name for call in stack)
         return any(call.path == self.name or call.path.startswith(f"{self.name}.") for call in stack)
+
+    def _is_function_of(self, node: Node) -> bool:
+        if not isinstance(node.target, OpOverload):
+            return False
+        written = written_name(node)
+        # relu6 and hardtanh are one operator; which of them the model calls, only export has recorded.
+        return canonical_name(self.name) == operator_name(node.target)[1] and written in (None, self.name)
 
 
 @attrs.define
@@ -82,7 +93,7 @@ class ConfigSelection:
 
     def set_function_type(self, function: Callable[..., Any], config: QuantizationConfig | None) -> None:
         """Set what applies to the operator that ``function`` exports as, also inside modules."""
-        self._set("function type", canonical_name(operator_of_function(function)), config)
+        self._set("function type", _one_of_its_names(operator_of_function(function)), config)
 
     def set_operator(
         self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None
@@ -92,7 +103,7 @@ class ConfigSelection:
         Operators are canonical when they are selected, so an in-place one means its functional form, and
         one of several names of an operator means them all.
         """
-        self._set("function type", canonical_name(str(operator).split(".")[1]), config)
+        self._set("function type", _one_of_its_names(str(operator).split(".")[1].rstrip("_")), config)
 
     def set_module_type(self, module_type: type, config: QuantizationConfig | None) -> None:
         """Set what applies to everything in modules of this class."""

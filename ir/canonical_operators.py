@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -18,9 +18,12 @@ from torch.fx.node import Argument
 
 from .schema import OpOverload, operator_name
 
-__all__ = ["ALIASES", "canonical_name", "use_canonical_operator"]
+__all__ = ["ALIASES", "Call", "canonical_call", "canonical_name", "written_name"]
 
 _aten = torch.ops.aten
+
+Call: TypeAlias = tuple[OpOverload, tuple[Argument, ...], Mapping[str, Argument]]
+"""An operator, its arguments, and those that only have names."""
 
 ALIASES: Final[Mapping[str, str]] = types.MappingProxyType({
     "absolute": "abs",
@@ -41,7 +44,6 @@ ALIASES: Final[Mapping[str, str]] = types.MappingProxyType({
     "less": "lt",
     "less_equal": "le",
     "linalg_matmul": "matmul",
-    "moveaxis": "movedim",
     "multiply": "mul",
     "negative": "neg",
     "not_equal": "ne",
@@ -63,11 +65,27 @@ Each has an in-place form under the same two names, with an underscore, where th
 def canonical_name(name: str) -> str:
     """The name, without underscore, that an operator of this ``name`` has in canonical graphs."""
     name = name.rstrip("_")
-    return _REWRITTEN_NAMES.get(name) or ALIASES.get(name, name)
+    rewrite = _REWRITES.get(name)
+    return ALIASES.get(name, name) if rewrite is None else rewrite[1]
 
 
-def use_canonical_operator(node: Node) -> bool:
-    """Let the call ``node``, of complete arguments, be one of the canonical operator; say whether it changed.
+def written_name(node: Node) -> str | None:
+    """The name, without underscore, of the function that the model calls for ``node``, as export recorded it.
+
+    Of several names of one operator it is the canonical one; ``relu6`` is ``relu6``, though the canonical
+    operator is ``hardtanh``. None where nothing is recorded, or the operator is only a part of the function.
+    """
+    recorded: tuple[str, str] | None = node.meta.get("torch_fn")
+    if recorded is None or not isinstance(node.target, OpOverload):
+        return None
+    name = recorded[1].rpartition(".")[2].rstrip("_")
+    if canonical_name(name) != operator_name(node.target)[1].rstrip("_"):
+        return None
+    return ALIASES.get(name, name)
+
+
+def canonical_call(node: Node) -> Call | None:
+    """What ``node``, whose arguments are complete, is as a call of the canonical operator; None if it is one.
 
     Besides :data:`ALIASES` these are the transposes (``t``, ``mT``, ``numpy_T``, ``adjoint``, ``mH`` and
     ``matrix_H`` of real tensors, ``swapaxes``, ``swapdims``), which become ``transpose``, or ``permute`` of
@@ -76,15 +94,12 @@ def use_canonical_operator(node: Node) -> bool:
     """
     target = node.target
     if not isinstance(target, OpOverload):
-        return False
-    rewrite = _REWRITES.get(target)
+        return None
+    rewrite = _rewrite(target)
     if rewrite is not None:
         return rewrite(node)
     alias = _alias(target)
-    if alias is None:
-        return False
-    node.target = alias
-    return True
+    return None if alias is None else (alias, node.args, node.kwargs)
 
 
 @functools.cache
@@ -98,42 +113,48 @@ def _alias(op: OpOverload) -> OpOverload | None:
     return found if isinstance(found, OpOverload) else None
 
 
-def _call(node: Node, target: OpOverload, *args: Argument, **kwargs: Argument) -> bool:
-    node.target, node.args, node.kwargs = target, args, kwargs
-    return True
+@functools.cache
+def _rewrite(op: OpOverload) -> Callable[[Node], Call | None] | None:
+    namespace, name, _ = operator_name(op)
+    found = _REWRITES.get(name) if namespace == "aten" else None
+    return None if found is None else found[0]
 
 
-def _swap(node: Node) -> bool:
-    return _call(node, _aten.transpose.int, *node.args)
+def _call(target: OpOverload, *args: Argument, **kwargs: Argument) -> Call:
+    return target, args, kwargs
 
 
-def _transpose_last_two(node: Node) -> bool:
+def _swap(node: Node) -> Call:
+    return _call(_aten.transpose.int, *node.args)
+
+
+def _transpose_last_two(node: Node) -> Call | None:
     """Of real tensors: complex ones may be conjugated besides."""
     value = _value(node)
     if value is None or value.is_complex() or value.ndim < 2:
-        return False
-    return _call(node, _aten.transpose.int, node.args[0], -2, -1)
+        return None
+    return _call(_aten.transpose.int, node.args[0], -2, -1)
 
 
-def _reverse(node: Node) -> bool:
+def _reverse(node: Node) -> Call | None:
     """``t`` and ``numpy_T``: the axes the other way round."""
     value = _value(node)
     if value is None or value.ndim < 2:
-        return False
+        return None
     if value.ndim == 2:
-        return _call(node, _aten.transpose.int, node.args[0], 0, 1)
-    return _call(node, _aten.permute.default, node.args[0], [*reversed(range(value.ndim))])
+        return _call(_aten.transpose.int, node.args[0], 0, 1)
+    return _call(_aten.permute.default, node.args[0], [*reversed(range(value.ndim))])
 
 
-def _move(node: Node) -> bool:
+def _move(node: Node) -> Call | None:
     value = _value(node)
     if value is None or value.ndim == 0:
-        return False
+        return None
     sources, goals = (_axes(axes, value.ndim) for axes in node.args[1:])
     rest = iter(axis for axis in range(value.ndim) if axis not in sources)
     moved = dict(zip(goals, sources, strict=True))
     order: list[Argument] = [moved[axis] if axis in moved else next(rest) for axis in range(value.ndim)]
-    return _call(node, _aten.permute.default, node.args[0], order)
+    return _call(_aten.permute.default, node.args[0], order)
 
 
 def _axes(axes: Argument, ndim: int) -> list[int]:
@@ -141,20 +162,20 @@ def _axes(axes: Argument, ndim: int) -> list[int]:
     return [axis % ndim for axis in listed if isinstance(axis, int)]
 
 
-def _clamp_to_six(node: Node) -> bool:
+def _clamp_to_six(node: Node) -> Call:
     in_place = node.target is _aten.relu6_.default
-    return _call(node, _aten.hardtanh_.default if in_place else _aten.hardtanh.default, node.args[0], 0, 6)
+    return _call(_aten.hardtanh_.default if in_place else _aten.hardtanh.default, node.args[0], 0, 6)
 
 
-def _expand(node: Node) -> bool:
-    return _call(node, _aten.expand.default, *node.args, implicit=False)
+def _expand(node: Node) -> Call:
+    return _call(_aten.expand.default, *node.args, implicit=False)
 
 
-def _slice(node: Node) -> bool:
+def _slice(node: Node) -> Call | None:
     x, dim, start, length = node.args
     if not isinstance(start, int) or not isinstance(length, int) or start < 0:
-        return False
-    return _call(node, _aten.slice.Tensor, x, dim, start, start + length, 1)
+        return None
+    return _call(_aten.slice.Tensor, x, dim, start, start + length, 1)
 
 
 def _value(node: Node) -> torch.Tensor | None:
@@ -163,36 +184,20 @@ def _value(node: Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-_REWRITES: Final[Mapping[OpOverload, Callable[[Node], bool]]] = types.MappingProxyType({
-    _aten.swapaxes.default: _swap,
-    _aten.swapdims.default: _swap,
-    _aten.mT.default: _transpose_last_two,
-    _aten.mH.default: _transpose_last_two,
-    _aten.matrix_H.default: _transpose_last_two,
-    _aten.adjoint.default: _transpose_last_two,
-    _aten.t.default: _reverse,
-    _aten.numpy_T.default: _reverse,
-    _aten.movedim.int: _move,
-    _aten.movedim.intlist: _move,
-    _aten.moveaxis.int: _move,
-    _aten.moveaxis.intlist: _move,
-    _aten.relu6.default: _clamp_to_six,
-    _aten.relu6_.default: _clamp_to_six,
-    _aten.broadcast_to.default: _expand,
-    _aten.narrow.default: _slice,
+_REWRITES: Final[Mapping[str, tuple[Callable[[Node], Call | None], str]]] = types.MappingProxyType({
+    "swapaxes": (_swap, "transpose"),
+    "swapdims": (_swap, "transpose"),
+    "mT": (_transpose_last_two, "transpose"),
+    "mH": (_transpose_last_two, "transpose"),
+    "matrix_H": (_transpose_last_two, "transpose"),
+    "adjoint": (_transpose_last_two, "transpose"),
+    "t": (_reverse, "transpose"),
+    "numpy_T": (_reverse, "transpose"),
+    "movedim": (_move, "permute"),
+    "moveaxis": (_move, "permute"),
+    "relu6": (_clamp_to_six, "hardtanh"),
+    "relu6_": (_clamp_to_six, "hardtanh"),
+    "broadcast_to": (_expand, "expand"),
+    "narrow": (_slice, "slice"),
 })  # fmt: skip
-
-_REWRITTEN_NAMES: Final[Mapping[str, str]] = types.MappingProxyType({
-    "swapaxes": "transpose",
-    "swapdims": "transpose",
-    "mT": "transpose",
-    "mH": "transpose",
-    "matrix_H": "transpose",
-    "adjoint": "transpose",
-    "t": "transpose",
-    "movedim": "permute",
-    "moveaxis": "permute",
-    "relu6": "hardtanh",
-    "broadcast_to": "expand",
-    "narrow": "slice",
-})  # fmt: skip
+"""By name of the operator: the rewrite, and the name of what it gives (of matrices, where it depends)."""

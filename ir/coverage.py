@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from typing import Final
-
 import attrs
 
 from .ledger import Ledger
 
 __all__ = ["Coverage", "coverage_of"]
-
-_PICKS: Final = str(operator.getitem)
-"""Picking one of several results computes nothing."""
 
 
 @attrs.frozen
@@ -34,7 +28,7 @@ class Coverage:
 
     @property
     def total(self) -> int:
-        """The number of float operators of the model."""
+        """The number of float operators of the model: that of its decisions."""
         return self.quantized + sum(count for _, count in self.left_float)
 
     @property
@@ -50,8 +44,8 @@ class Coverage:
 
 
 def coverage_of(ledger: Ledger, backend: str = "") -> Coverage:
-    """Count the decisions of ``ledger``. Picking one of several results is no operator of its own here."""
-    entries = [entry for entry in ledger.entries if entry.target != _PICKS]
+    """Count the decisions of ``ledger``, each of them once."""
+    entries = ledger.entries
     left = [entry for entry in entries if entry.status == "float"]
     reasons = Counter(entry.reason for entry in left)
     return Coverage(

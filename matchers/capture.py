@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..ir.aliasing import aliased_inputs, find_aliases, written_inputs
-from ..ir.canonical_operators import use_canonical_operator
+from ..ir.canonical_operators import canonical_call
 from ..ir.clone import clone_graph_module
 from ..ir.location import locate
 from ..ir.schema import complete_arguments
@@ -102,9 +102,9 @@ def _export(function: Callable[..., Any], example_inputs: tuple[Any, ...]) -> Gr
 def canonical_pattern(gm: GraphModule) -> GraphModule:
     """A copy of an exported pattern in the form that the ``normalize`` pass gives to models.
 
-    Operators are canonical, functional and have all their arguments; there is no dead code and no check of the
-    inputs. Unlike in a model, writes into inputs are made functional too: what a pattern takes is seldom the input of
-    the whole graph. Tensors are shared with ``gm``.
+    Operators are canonical, functional and have all their arguments; there is no dead code and no check of
+    the inputs. Unlike in a model, writes into inputs are made functional too: what a pattern takes is seldom
+    the input of the whole graph. Tensors are shared with ``gm``.
 
     Raises:
         CaptureError: an operator writes in place into memory that a view of it shares.
@@ -115,7 +115,8 @@ def canonical_pattern(gm: GraphModule) -> GraphModule:
         graph.erase_node(node)
     for node in graph.nodes:
         complete_arguments(node)
-        use_canonical_operator(node)
+        if (call := canonical_call(node)) is not None:
+            node.target, node.args, node.kwargs = call
     _make_functional(graph)
     graph.eliminate_dead_code()
     canonical.recompile()

@@ -95,7 +95,7 @@ def insert(gm: GraphModule, context: PassContext, create: Create) -> bool:
 
 
 def _drop_unread(gm: GraphModule, targets: Iterable[str]) -> bool:
-    """Drop the modules of points that nobody reads, which would never see data; say whether others are left."""
+    """Drop the modules of points that nobody reads, which see no data; say whether others are left."""
     called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
     unread = [target for target in targets if target not in called]
     for target in unread:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import attrs
 from torch.fx import GraphModule
@@ -69,24 +69,39 @@ class PassManager:
         work = clone_graph_module(gm)
         snapshot = take_snapshot(work)
         identify_nodes(work, snapshot)
+        run = _Run(self.instruments)
         for index, pass_ in enumerate(pipeline):
             try:
-                snapshot = self._step(work, index, pass_, context, snapshot)
+                snapshot = run.step(work, index, pass_, context, snapshot)
             except Exception as error:
                 if isinstance(error, LowbitError):
                     error.pass_name = error.pass_name or pass_.name
                 for instrument in self.instruments:
                     if isinstance(instrument, FailureInstrument):
-                        instrument.failed(pass_, context, error)
+                        instrument.failed(pass_, context, error, run.looking_on)
                 raise
         _recompile(work)
         return work
 
-    def _step(
+
+@attrs.define
+class _Run:
+    """One run of a pipeline. It knows whose turn it is: ``looking_on`` is None while the pass runs."""
+
+    instruments: tuple[Instrument, ...]
+    looking_on: Instrument | None = None
+
+    def each_instrument(self) -> Iterator[Instrument]:
+        for instrument in self.instruments:
+            self.looking_on = instrument
+            yield instrument
+        self.looking_on = None
+
+    def step(
         self, work: GraphModule, index: int, pass_: Pass, context: PassContext, before: Snapshot
     ) -> Snapshot:
         _check_stage(work, pass_)
-        for instrument in self.instruments:
+        for instrument in self.each_instrument():
             instrument.before(pass_, work)
         started = time.perf_counter()
         said_changed = _run_pass(work, pass_, context)
@@ -98,7 +113,7 @@ class PassManager:
         change = Change(index=index, before=before, after=after, seconds=seconds)
         _check_report(change, said_changed)
         _log.debug("%s: %.1f ms, changed: %s", format_pass(pass_), seconds * 1e3, change.changed)
-        for instrument in self.instruments:
+        for instrument in self.each_instrument():
             instrument.after(pass_, work, change)
         return change.after
 

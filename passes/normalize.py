@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.attributes import delete_unused, nested_graph_modules
-from ..ir.canonical_operators import use_canonical_operator
+from ..ir.canonical_operators import canonical_call
 from ..ir.schema import argument, complete_arguments, has_complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -75,7 +75,10 @@ def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gra
     for node in graph.nodes:
         if not has_complete_arguments(node) and context.allows("complete-arguments", node):
             changed |= complete_arguments(node)
-        changed |= use_canonical_operator(node)
+        call = canonical_call(node) if has_complete_arguments(node) else None
+        if call is not None and context.allows("canonical-operator", node):
+            node.target, node.args, node.kwargs = call
+            changed = True
     changed |= _merge_attribute_reads(graph, context)
     changed |= _resolve_padding_modes(graph, context)
     changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)

@@ -1,5 +1,8 @@
 """The pages of docs/ say what is so: their Python runs and prints what they show, their links lead somewhere,
-and the reference has every public name."""
+and the reference has every public name.
+
+``make docs`` writes what the code prints into the pages, for people to look at what changed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import contextlib
 import functools
 import io
 import itertools
+import json
+import os
 import pkgutil
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -23,7 +29,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from lowbit.backends import registry as backends
+from lowbit.backends.pipelines import PREPARE
+from lowbit.ir.reasons import REASONS
+from lowbit.passes import pass_class, pass_names
 from lowbit.passes import registry as passes
+from lowbit.passes.instruments.diff_to_json import SCHEMA
 from lowbit.tools.cli import main
 
 ROOT = Path(lowbit.__file__).parent
@@ -53,11 +63,17 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def run(page: Path, module: ModuleType) -> Iterator[tuple[str, str | None]]:
-    """Run the Python of ``page``, as if it were pasted into ``example.py`` block by block, and its commands.
+@attrs.frozen
+class Output:
+    """What a block printed, and what the page shows, behind ``head``; None where it shows nothing."""
 
-    Yields what each block prints, and what the page says that it prints, if it does.
-    """
+    printed: str
+    shown: str | None
+    head: str
+
+
+def run(page: Path, module: ModuleType) -> Iterator[Output]:
+    """Run the commands of ``page``, and its Python as if pasted into ``example.py`` block by block."""
     source = ""
     for block, after in itertools.pairwise([*blocks(page), Block("", "", False)]):
         caption = re.match(r":caption: (\S+\.\w+)\n\n", block.body)
@@ -68,7 +84,8 @@ def run(page: Path, module: ModuleType) -> Iterator[tuple[str, str | None]]:
                 r"^\$ lowbit (.*)\n((?:[^$].*\n|\n)*)", block.body, flags=re.MULTILINE
             ):
                 result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
-                yield result.output.replace(f"{Path.cwd()}/", ""), shown
+                printed = result.output.replace(f"{Path.cwd()}/", "")
+                yield Output(printed, shown, f"$ lowbit {command}\n")
         elif block.kind == "python":
             before, source = source.count("\n"), source + block.body
             # Exported models quote the lines that they come from.
@@ -76,7 +93,8 @@ def run(page: Path, module: ModuleType) -> Iterator[tuple[str, str | None]]:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(compile("\n" * before + block.body, "example.py", "exec"), vars(module))
-            yield printed.getvalue(), after.body if after.kind == "text" and after.adjoins else None
+            shown = after.body if after.kind == "text" and after.adjoins else None
+            yield Output(printed.getvalue(), shown, "```text\n")
 
 
 @pytest.fixture
@@ -118,9 +136,17 @@ def mismatch(printed: str, shown: str) -> str | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_python_runs(page: Path, module: ModuleType) -> None:
-    for printed, shown in run(page, module):
-        if shown is not None:
-            assert mismatch(printed, shown) is None, printed
+    for output in run(page, module):
+        if output.shown is None:
+            continue
+        different = mismatch(output.printed, output.shown)
+        if different and "LOWBIT_WRITE_DOCS" in os.environ:
+            lines = [f"{line.rstrip()}\n" for line in output.printed.strip("\n").splitlines()]
+            text = page.read_text(encoding="utf-8")
+            new = text.replace(output.head + output.shown, output.head + "".join(lines), 1)
+            page.write_text(new, encoding="utf-8")
+        else:
+            assert different is None, output.printed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
@@ -210,3 +236,18 @@ def test_everything_is_in_the_reference_once() -> None:
     entries = [path for path, thing in documented().items() if callable(thing)]
     things = [id(thing) for thing in documented().values() if callable(thing)]
     assert [path for path, thing in zip(entries, things, strict=True) if things.count(thing) > 1] == []
+
+
+def test_what_the_site_generates_is_complete() -> None:
+    generated = runpy.run_path(str(DOCS / "extensions" / "generated.py"))
+    directives = generated["DIRECTIVES"]
+    used = {block.kind.strip("{}") for page in PAGES for block in blocks(page)}
+    assert set(directives) <= used
+    text = {name: write() for name, write in directives.items()}
+    own = [name for name in pass_names() if pass_class(name).__module__.startswith("lowbit.passes")]
+    assert [name for name in own if f"`{name} <" not in text["passes"]] == []
+    assert [name for name in PREPARE.names if name not in text["flow"]] == []
+    assert [code for code in REASONS if f"`{code}`" not in text["reasons"]] == []
+    assert [name for name in main.commands if f"## lowbit {name}\n" not in text["commands"]] == []
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    assert [key for key in schema["properties"] if f"`{key}`" not in text["diff-schema"]] == []

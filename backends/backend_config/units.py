@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from ...ir.canonical_operators import canonical_name
+from ...ir.canonical_operators import written_name
 from ...ir.location import ModuleCall, module_stack
 from ...ir.schema import OpOverload, argument, operator_name, signature
 from ..selection import operator_of_function
@@ -150,7 +150,7 @@ def _names(node: Node) -> Iterator[str]:
     recorded: tuple[str, str] | None = node.meta.get("torch_fn")
     name = operator if recorded is None else recorded[1].rpartition(".")[2].rstrip("_")
     # Of an operator with several names, the one that was written says more.
-    names = (name, operator) if canonical_name(name) == operator else (operator, name)
+    names = (operator, name) if written_name(node) is None else (name, operator)
     yield from dict.fromkeys(names)
 
 

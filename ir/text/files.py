@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from safetensors.torch import load
 from torch.fx import GraphModule
@@ -12,13 +13,16 @@ from .reader import parse
 from .tensors import to_bytes
 from .writer import to_tensors, to_text
 
-__all__ = ["load_graph", "save_graph"]
+__all__ = ["check_graph_path", "load_graph", "save_graph"]
+
+_HEADER: Final = b"lowbit-graph "
 
 
 def save_graph(gm: GraphModule, path: str | Path) -> Path:
-    """Write ``gm`` to ``path``, and its tensors to a file of the same name that ends in ``.safetensors``.
+    """Write ``gm`` to ``path``, and its tensors to a file beside it.
 
-    Every stage can be saved, also half calibrated. Equal graph modules give equal bytes.
+    That is ``model.safetensors`` for ``model.lowbit``, and ``model.v1.safetensors`` for ``model.v1``. Every
+    stage can be saved, also half calibrated. Equal graph modules give equal bytes.
 
     Args:
         gm: a graph module; it is not changed.
@@ -28,14 +32,39 @@ def save_graph(gm: GraphModule, path: str | Path) -> Path:
         ``path``.
 
     Raises:
-        GraphInputError: ``path`` ends in ``.safetensors`` itself, or ``gm`` is not a graph module.
+        GraphInputError: as of :func:`check_graph_path`, or ``gm`` is not a graph module.
         UnsupportedError: something that the files cannot hold; see :func:`~lowbit.ir.text.to_text`.
     """
+    check_graph_path(path)
     path, beside = _files(path)
     text, tensors = to_text(gm), to_bytes(to_tensors(gm))
     beside.write_bytes(tensors)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def check_graph_path(path: str | Path) -> None:
+    """See that a graph can be saved to ``path`` without touching the tensors of another.
+
+    Raises:
+        GraphInputError: ``path`` ends in ``.safetensors``; or it is ``model.lowbit`` and there is a graph
+            ``model``, whose tensors have the same file, or the other way around.
+    """
+    path, beside = _files(path)
+    if path.suffix == ".safetensors":
+        raise GraphInputError(
+            f"{path} is where the tensors would go",
+            hint="name the file of the text, model.lowbit say; the tensors go beside it",
+        )
+    other = path.with_suffix("") if path.suffix == ".lowbit" else path.with_name(f"{path.name}.lowbit")
+    if beside.exists() and other.is_file():
+        with other.open("rb") as file:
+            is_graph = file.read(len(_HEADER)) == _HEADER
+        if is_graph:
+            raise GraphInputError(
+                f"the tensors of {path} would replace those of {other}, which are in {beside}",
+                hint="choose another name",
+            )
 
 
 def load_graph(path: str | Path) -> GraphModule:
@@ -57,10 +86,6 @@ def load_graph(path: str | Path) -> GraphModule:
 
 def _files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
-    beside = path.with_suffix(".safetensors")
-    if beside == path:
-        raise GraphInputError(
-            f"{path} is where the tensors would go",
-            hint="name the file of the text, model.lowbit say; the tensors go beside it",
-        )
-    return path, beside
+    # Only this ending is left out: model.v1 and model.v2 have tensors of their own.
+    stem = path.stem if path.suffix == ".lowbit" else path.name
+    return path, path.with_name(f"{stem}.safetensors")

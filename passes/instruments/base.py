@@ -58,6 +58,8 @@ class Instrument(Protocol):
 class FailureInstrument(Protocol):
     """An instrument that is told of failures too."""
 
-    def failed(self, pass_: Pass, context: PassContext, error: Exception) -> None:
-        """Called when ``pass_``, or an instrument that looked at what it did, raised ``error``."""
+    def failed(
+        self, pass_: Pass, context: PassContext, error: Exception, raised_by: Instrument | None
+    ) -> None:
+        """Called when ``pass_``, or the instrument ``raised_by`` that looked on, raised ``error``."""
         ...

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
-import pickle
-import zipfile
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 import attrs
-import torch
 from torch.fx import GraphModule
 
-from ...errors import LowbitError
 from ...ir.clone import clone_graph_module
-from ...ir.text import to_tensors
-from ...ir.text.tensors import to_bytes
-from ...ir.text.writer import take_apart
 from ..base import Pass, PassContext
-from ..pipeline import format_pass
-from .base import Change
+from .base import Change, Instrument
+from .reproducer_file import write_reproducer
+from .verify import Verify
 
-__all__ = ["Reproducer", "write_reproducer"]
+__all__ = ["Reproducer"]
 
 _log = logging.getLogger("lowbit.passes")
-
-# A zip file with this in it is a program to Python.
-_MAIN: Final = """\
-\"\"\"python THIS_FILE: runs the pass on the graph once more, and raises what it raises.\"\"\"
-
-import sys
-
-from lowbit.tools.bisect import replay
-
-replay(sys.argv[0])
-sys.stderr.write("the pass did not fail\\n")
-"""
-_LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)
 
 
 @attrs.define
@@ -49,6 +27,9 @@ class Reproducer:
     The file holds the graph as it was before the pass, with its tensors, the pass as pipelines write it, and
     what it needs besides; ``python PASS-NAME.zip`` runs the pass on it. It is data of the model: weights are
     in it. The graph is copied before every pass, which adds some 40 % to the time of ``prepare``.
+
+    A file that is there is kept: the next one is ``PASS-NAME-2.zip``. What other instruments raise is not the
+    pass's failure and is not written. Where no file can be written the log says why.
 
     Args:
         folder: where to; made when it is needed.
@@ -66,56 +47,50 @@ class Reproducer:
     def after(self, pass_: Pass, gm: GraphModule, change: Change) -> None:
         """Nothing to do."""
 
-    def failed(self, pass_: Pass, context: PassContext, error: Exception) -> None:
+    def failed(
+        self, pass_: Pass, context: PassContext, error: Exception, raised_by: Instrument | None
+    ) -> None:
         """Write the file, and say so in the log and in a note of ``error``."""
         if self._before is None or self._before[0] is not pass_:
             return  # it did not get as far as to be run
-        path = self.folder / f"{pass_.name}.zip"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if raised_by is not None and not isinstance(raised_by, Verify):
+            kind = type(raised_by).__name__
+            _log.info("no reproducer of %s was written: the instrument %s raised", pass_.name, kind)
+            return
         try:
-            write_reproducer(path, self._before[1], pass_, context, error)
-        except LowbitError as refusal:
-            # The error at hand is the one to hear of.
-            _log.warning("no reproducer of %s was written: %s", pass_.name, refusal)
+            path, lacks = self._write(self._before[1], pass_, context, error)
+        except Exception as refusal:  # noqa: BLE001  (the error at hand is the one to hear of)
+            _log.warning(
+                "no reproducer of %s was written: %s: %s", pass_.name, type(refusal).__name__, refusal
+            )
             return
         self.written.append(path)
-        _log.warning("a reproducer was written: python %s", path)
-        error.add_note(f"to see it again: python {path}")
+        again = f"python {path}"
+        if lacks:
+            again = f"lowbit.tools.bisect.replay({str(path)!r}), as the file lacks {'; '.join(lacks)}"
+        _log.warning("a reproducer was written: %s", again)
+        error.add_note(f"to see it again: {again}")
 
-
-def write_reproducer(
-    path: Path, gm: GraphModule, pass_: Pass, context: PassContext, error: Exception
-) -> None:
-    """Write a reproducer of ``pass_`` failing on ``gm``. Equal graphs and errors give equal bytes.
-
-    Raises:
-        UnsupportedError: something that the file cannot hold (:func:`lowbit.ir.text.to_text`).
-    """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in _files(gm, pass_, context, error):
-            file.writestr(zipfile.ZipInfo(name, _LONG_AGO), content)
-
-
-def _files(
-    gm: GraphModule, pass_: Pass, context: PassContext, error: Exception
-) -> Iterator[tuple[str, str | bytes]]:
-    parts = take_apart(gm)
-    about = {
-        "pipeline": format_pass(pass_),
-        "error": str(error),
-        "error_type": type(error).__name__,
-        "backend": context.backend,
-        "imports": [*parts.imports, type(pass_).__module__],
-        "lowbit": version("lowbit"),
-        "torch": torch.__version__,
-    }
-    yield "__main__.py", _MAIN
-    yield "about.json", json.dumps(about, indent=2) + "\n"
-    yield "graph.lowbit", parts.text
-    yield "graph.safetensors", to_bytes(to_tensors(gm))
-    if context.quantizer is not None:
+    def _write(
+        self, gm: GraphModule, pass_: Pass, context: PassContext, error: Exception
+    ) -> tuple[Path, tuple[str, ...]]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = _take_name(self.folder, pass_.name)
         try:
-            yield "quantizer.pickle", pickle.dumps(context.quantizer)
-        except (pickle.PicklingError, AttributeError, TypeError) as refusal:
-            # Of a class defined in a function, say. Whoever replays hands one in.
-            _log.warning("the quantizer is not in the reproducer: %s", refusal)
+            return path, write_reproducer(path, gm, pass_, context, error)
+        except Exception:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _take_name(folder: Path, name: str) -> Path:
+    """A new, empty file: processes that fail side by side do not get the same one."""
+    for number in itertools.count(2):
+        path = folder / f"{name}.zip"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
+        else:
+            return path
+    raise AssertionError

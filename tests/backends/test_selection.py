@@ -206,3 +206,28 @@ def test_functions_are_known_by_their_operator(function, name):
 def test_what_is_not_a_torch_function_is_refused():
     with pytest.raises(UnknownNameError, match="not a torch function"):
         operator_of_function(lambda x: x)
+
+
+class Clamps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.hardtanh(self.second(F.relu6(self.first(x))), -2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "alone"), [(F.relu6, "first"), (F.hardtanh, "second")], ids=["relu6", "hardtanh"]
+)
+def test_functions_of_one_operator_are_told_apart(function, alone) -> None:
+    """Both are aten.hardtanh in canonical graphs."""
+    exported = torch.export.export(Clamps().eval(), (torch.randn(2, 8),)).module()
+    quantizer = lowbit.X86InductorQuantizer().set_global(CONFIG)
+    quantizer.set_function_type_qconfig(function, None)
+    prepared = lowbit.prepare_pt2e(exported, quantizer)
+    # The linear before the one that is left float is quantized alone.
+    fused = {
+        d.module for d in lowbit.decisions(prepared) if d.reason == "linear-hardtanh" and "linear" in d.target
+    }
+    assert fused == {"first", "second"} - {alone}

@@ -157,3 +157,22 @@ def tiny() -> GraphModule:
             return self.last(torch.relu_(y))
 
     return torch.export.export(Tiny().eval(), (torch.randn(1, 3, 8, 8),)).module()
+
+
+class Narrowed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.narrow(dim=1, start=1, length=2).multiply(2).mT
+
+
+def test_what_is_denied_is_not_done() -> None:
+    """Also a rewrite that keeps every value, and so does not show in the results."""
+    exported = torch.export.export(Narrowed(), (torch.randn(2, 3, 4),)).module()
+    targets = [node.target for node in exported.graph.nodes]
+    seen = Applications(limit=0)
+    result = run(exported, pass_class("normalize")(), PassContext(gate=seen.allows), seen)
+    assert [node.target for node in result.graph.nodes if node.op == "call_function"] == [
+        target for target in targets if not isinstance(target, str)
+    ]
+    everything = Applications()
+    run(exported, pass_class("normalize")(), PassContext(gate=everything.allows), everything)
+    assert [each.rule for each in everything.applied].count("canonical-operator") == 3

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from ...backends.pipelines import CONVERT, PREPARE
 from ...backends.registry import get_backend
 from ...calibration import calibrate
-from ...errors import GraphInputError
+from ...errors import GraphInputError, PipelineError
 from ...ir.annotation import get_annotation
 from ...ir.clone import clone_graph_module
 from ...ir.location import module_path, source_line
@@ -22,7 +22,7 @@ from ...ir.quantizer import Quantizer
 from ...ir.specs import EdgeOrNode, QuantizationSpecBase
 from ...ir.text import format_target
 from ...passes import PassContext, PassManager, Pipeline
-from .delta import first_bad, smallest, without_chunks
+from .delta import first_bad, smallest_part
 from .steps import run_copy
 
 __all__ = ["CostlyOperators", "Metric", "QuantizedOperator", "costly_operators"]
@@ -104,6 +104,7 @@ def costly_operators(
 
     Raises:
         GraphInputError: ``data`` can be gone through only once.
+        PipelineError: the quantizer's backend prepares models without a pass ``annotate``.
     """
     data_again: object = iter(data)
     if data_again is data:
@@ -123,7 +124,7 @@ def costly_operators(
         ranked = sorted(range(len(trials.units)), key=lambda i: (-trials.measure((i,)), i))
         count = first_bad(len(ranked), lambda count: is_enough(tuple(ranked[:count])))
         # The best come last, since what comes first is tried first for being quantized again.
-        chosen = smallest(tuple(reversed(ranked[:count])), without_chunks, is_enough)
+        chosen = smallest_part(tuple(reversed(ranked[:count])), is_enough)
     return CostlyOperators(
         tuple(trials.operator(i) for i in trials.with_dependents(chosen)) if chosen else (),
         target + tolerance,
@@ -140,6 +141,13 @@ class _Trials:
     def __init__(self, model: GraphModule, quantizer: Quantizer, data: Iterable[Any], metric: Metric) -> None:
         name = getattr(quantizer, "backend_name", None)
         prepare = PREPARE if name is None else get_backend(name).prepare
+        if "annotate" not in prepare.names:
+            raise PipelineError(
+                f"the pipeline that prepares models for {name} has no pass named 'annotate', behind which "
+                "operators could be left float",
+                where=str(prepare),
+                hint="annotate in the pass annotate, or leave operators float by settings of the quantizer",
+            )
         annotate = prepare.names.index("annotate") + 1
         self._rest = Pipeline(prepare.passes[annotate:])
         self._convert = CONVERT if name is None else get_backend(name).convert

@@ -14,16 +14,18 @@ import attrs
 from safetensors.torch import load
 from torch.fx import GraphModule
 
+from ...backends.base import Backend
 from ...backends.registry import get_backend
 from ...errors import GraphInputError, LowbitError
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...ir.text import parse
+from ...matchers.operator_pattern import OperatorPattern
 from ...passes import Pass, PassContext, PassManager, Pipeline
 from ...passes.instruments import Verify
-from ...passes.instruments.reproduce import write_reproducer
+from ...passes.instruments.reproducer_file import write_reproducer
 from .cut import cut, names_of
-from .delta import smallest, without_chunks
+from .delta import smallest_part
 
 __all__ = ["reduce_reproducer", "replay"]
 
@@ -39,7 +41,7 @@ def replay(path: str | Path, *, quantizer: Quantizer | None = None) -> GraphModu
         The graph behind the pass, where it does not fail.
 
     Raises:
-        GraphInputError: the file is no reproducer, or imports modules that are not here.
+        GraphInputError: the file is no reproducer, or needs modules, classes or a backend that are not here.
         LowbitError: what the pass raised.
     """
     return _read(Path(path), quantizer).run()
@@ -78,7 +80,7 @@ def reduce_reproducer(
         error = attrs.evolve(reproduction, gm=cut(reproduction.gm, frozenset(names))).failure()
         return error is not None and _kind(error) == kind
 
-    kept = smallest(names_of(reproduction.gm), without_chunks, fails_alike)
+    kept = smallest_part(names_of(reproduction.gm), fails_alike)
     smaller = attrs.evolve(reproduction, gm=cut(reproduction.gm, frozenset(kept)))
     error = smaller.failure()
     if error is None or _kind(error) != kind:
@@ -95,11 +97,11 @@ class _Reproduction:
     gm: GraphModule
     pass_: Pass
     quantizer: Quantizer | None
+    patterns: tuple[OperatorPattern, ...]
     backend: str | None
 
     def context(self) -> PassContext:
-        patterns = () if self.backend is None else get_backend(self.backend).patterns
-        return PassContext(self.quantizer, Ledger(), patterns, backend=self.backend)
+        return PassContext(self.quantizer, Ledger(), self.patterns, backend=self.backend)
 
     def run(self) -> GraphModule:
         return PassManager((Verify(),)).run(self.gm, Pipeline((self.pass_,)), self.context())
@@ -118,18 +120,48 @@ def _read(path: Path, quantizer: Quantizer | None) -> _Reproduction:
             content = {name: file.read(name) for name in file.namelist()}
         about: dict[str, Any] = json.loads(content["about.json"])
         for name in about["imports"]:
-            if name != "__main__":
-                importlib.import_module(name)
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, ImportError) as error:
+            importlib.import_module(name)
+        patterns = _find_patterns(about["patterns"])
+        gm = parse(content["graph.lowbit"].decode(), load(content["graph.safetensors"]))
+        (pass_,) = Pipeline.parse(about["pipeline"])
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        AttributeError,
+        json.JSONDecodeError,
+        ImportError,
+        LowbitError,
+    ) as error:
+        found = error.found if isinstance(error, LowbitError) else error
         raise GraphInputError(
-            f"{path} cannot be replayed: {error}",
-            hint="hand in a file of the Reproducer instrument, where the modules that it names can be found",
+            f"{path} cannot be replayed: {found}",
+            hint="hand in a file of the Reproducer instrument, where the modules that it names can be found, "
+            "and import what else defines its pass and its backend",
         ) from error
     if quantizer is None and "quantizer.pickle" in content:
-        quantizer = pickle.loads(content["quantizer.pickle"])
-    gm = parse(content["graph.lowbit"].decode(), load(content["graph.safetensors"]))
-    (pass_,) = Pipeline.parse(about["pipeline"])
-    return _Reproduction(gm, pass_, quantizer, about["backend"])
+        quantizer = _unpickled(path, content["quantizer.pickle"])
+    return _Reproduction(gm, pass_, quantizer, patterns, about["backend"])
+
+
+def _find_patterns(place: str | None) -> tuple[OperatorPattern, ...]:
+    """Those of the backend at ``module:ATTRIBUTE``, or of that name."""
+    if place is None:
+        return ()
+    module, _, attribute = place.rpartition(":")
+    backend: object = getattr(importlib.import_module(module), attribute) if module else get_backend(place)
+    if not isinstance(backend, Backend):
+        raise GraphInputError(f"{place} is a {type(backend).__name__}, not a Backend")
+    return backend.patterns
+
+
+def _unpickled(path: Path, content: bytes) -> Any:
+    try:
+        return pickle.loads(content)
+    except Exception as error:
+        raise GraphInputError(
+            f"the quantizer in {path} cannot be read: {type(error).__name__}: {error}",
+            hint="pass one like it: replay(path, quantizer=…)",
+        ) from error
 
 
 def _kind(error: Exception) -> tuple[str, str, str]:

@@ -35,12 +35,21 @@ class Passes:
     Args:
         pipeline: the passes.
         quantizer: who annotates.
-        patterns: what the backend can run, for passes that lower.
+        patterns: what the backend can run, for passes that lower; those of ``backend`` if left out.
+        backend: its name.
+
+    Raises:
+        UnknownNameError: there are no patterns, and no backend of that name.
     """
 
     pipeline: Pipeline
     quantizer: Quantizer | None = None
     patterns: tuple[OperatorPattern, ...] = ()
+    backend: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.backend is not None and not self.patterns:
+            object.__setattr__(self, "patterns", get_backend(self.backend).patterns)
 
 
 @attrs.frozen
@@ -122,7 +131,7 @@ def verb_steps(
         lower = chosen.lower
         if not pack_weights and "pack-weights" in lower.names:
             lower = lower.without("pack-weights")
-        steps.append(Passes(lower, patterns=chosen.patterns))
+        steps.append(Passes(lower, patterns=chosen.patterns, backend=chosen.name))
     return tuple(steps)
 
 
@@ -153,7 +162,13 @@ def states(model: GraphModule, steps: Iterable[Step]) -> Iterator[State]:
 
 def context_of(step: Passes, ledger: Ledger, seen: Applications) -> PassContext:
     """The context of a pass of ``step``, which asks ``seen``; it writes into a copy of ``ledger``."""
-    return PassContext(step.quantizer, ledger.copy(), step.patterns, seen.allows)
+    return PassContext(
+        quantizer=step.quantizer,
+        ledger=ledger.copy(),
+        patterns=step.patterns,
+        gate=seen.allows,
+        backend=step.backend,
+    )
 
 
 def run_pass(

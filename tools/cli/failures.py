@@ -13,13 +13,14 @@ import click
 
 from ...errors import LowbitError, OptionError, PipelineError, UnknownNameError
 
-__all__ = ["EXIT_CODES", "FOUND", "USAGE", "Failure", "describe", "in_code_of_yours"]
+__all__ = ["EXIT_CODES", "FOUND", "NOT_READ", "USAGE", "Failure", "describe", "in_code_of_yours"]
 
 FOUND: Final = 1
 USAGE: Final = 2
 _REFUSED: Final = 3
 _RAISED: Final = 4
 _INTERRUPTED: Final = 130
+NOT_READ: Final = 141
 
 EXIT_CODES: Final = {
     0: "done, and nothing was found",
@@ -28,6 +29,7 @@ EXIT_CODES: Final = {
     _REFUSED: "lowbit refused the model, the data or the graph; the message says why and what to do",
     _RAISED: "code that is not lowbit's raised (or lowbit has a defect); the traceback is shown",
     _INTERRUPTED: "interrupted",
+    NOT_READ: "whoever read the output stopped before its end, as head does",
 }
 """What each exit code means."""
 

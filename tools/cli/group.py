@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .failures import EXIT_CODES, FOUND, describe
+from .failures import EXIT_CODES, NOT_READ, describe
 
 __all__ = ["CommandGroup"]
 
@@ -40,10 +40,11 @@ class CommandGroup(click.Group):
                     windows_expand_args=windows_expand_args,
                     **extra,
                 )
-        except BrokenPipeError:
+            sys.stdout.flush()
+        except (BrokenPipeError, _NotReadError):
             # Whoever read our output has seen enough; Python would complain when it closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(FOUND)
+            sys.exit(NOT_READ)
         except (Exception, KeyboardInterrupt) as error:
             if not standalone_mode:
                 raise
@@ -56,10 +57,37 @@ class CommandGroup(click.Group):
         # Without its standalone mode, click returns the code that Context.exit was called with.
         sys.exit(result if isinstance(result, int) else 0)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click does it; ``--help`` prints here."""
+        with _broken_pipes_told():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does it."""
+        with _broken_pipes_told():
+            return super().invoke(ctx)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit codes below the commands."""
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+class _NotReadError(Exception):
+    """Nobody reads the output any more."""
+
+
+@contextmanager
+def _broken_pipes_told() -> Generator[None]:
+    """Keep click and rich from ending the process with exit code 1, which says that something was found."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _NotReadError from error
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise _NotReadError from error
+        raise
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from ...ir.coverage import Coverage
 from ...ir.ledger import Decision
 from .quantizing import QuantizeResult
 from .terminal import print_table
 
-__all__ = ["decisions_as_data", "show_decisions", "show_summary", "summary_as_data"]
+__all__ = ["coverage_as_data", "decisions_as_data", "show_decisions", "show_summary", "summary_as_data"]
 
 _MOST: Final = 20
 """Operators that are listed; of more, the rest is counted."""
@@ -28,18 +29,26 @@ _HOW_TO_USE: Final = {
 
 def summary_as_data(result: QuantizeResult) -> dict[str, Any]:
     """The summary as what JSON can hold."""
-    found, (before, after) = result.coverage, result.weight_bytes
+    before, after = result.weight_bytes
     return {
         "backend": result.backend,
         "preset": result.preset,
-        "coverage": {
-            "quantized": found.quantized,
-            "float": found.total - found.quantized,
-            "share": found.share,
-        },
+        "coverage": coverage_as_data(result.coverage),
         "weight_bytes": {"float": before, "quantized": after},
         "files": {option: str(path) for option, path in result.files.items()},
         "notes": list(result.notes),
+    }
+
+
+def coverage_as_data(found: Coverage) -> dict[str, Any]:
+    """Coverage as what JSON can hold."""
+    return {
+        "quantized": found.quantized,
+        "float": found.total - found.quantized,
+        "share": found.share,
+        "left_float": [list(pair) for pair in found.left_float],
+        "not_lowered": found.not_lowered,
+        "backend": found.backend,
     }
 
 

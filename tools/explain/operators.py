@@ -91,13 +91,14 @@ def _around(node: Node, operators: Container[str]) -> set[str]:
     found: set[str] = set()
     ways: tuple[Callable[[Node], list[Node]], ...] = (lambda n: n.all_input_nodes, lambda n: list(n.users))
     for neighbours in ways:
-        stack = neighbours(node)
+        stack, seen = [node], {node}
         while stack:
-            near = stack.pop()
-            if near.name in operators:
-                found.add(near.name)
-            else:
-                stack.extend(neighbours(near))
+            for near in neighbours(stack.pop()):
+                if near.name in operators:
+                    found.add(near.name)
+                elif near not in seen:
+                    seen.add(near)
+                    stack.append(near)
     return found
 
 

@@ -22,8 +22,8 @@ if importlib.util.find_spec("hypothesis") is None:
 
 # Everything below imports hypothesis.
 from . import laws
-from .laws import LAWS, Law, LawBroken, check, check_on
 from .illegal import FAULTS, IllegalQuantizer
+from .laws import LAWS, Law, LawBroken, check, check_on
 from .programs import Program, Step, build
 from .quantizing import Choices, DrawnQuantizer
 from .strategies import (

@@ -1,4 +1,4 @@
-"""Laws of graphs that are calibrated: data that are no numbers are refused, and so is conversion without data."""
+"""Laws of calibration: data that are no numbers are refused, and so is conversion without data."""
 
 from __future__ import annotations
 

@@ -271,8 +271,11 @@ def _owners(name: str) -> list[str]:
 
 
 def everything_decided(run: Run) -> None:
-    """With the quantizer of a backend, each float operator has one decision in the ledger, with its reason."""
-    if run.pass_.ensures is not Stage.ANNOTATED or getattr(run.context.quantizer, "backend_name", None) is None:
+    """With the quantizer of a backend, each float operator has one decision in the ledger."""
+    if (
+        run.pass_.ensures is not Stage.ANNOTATED
+        or getattr(run.context.quantizer, "backend_name", None) is None
+    ):
         return
     made = Counter(decision.node for decision in run.context.ledger.decisions)
     for node in filter(is_float_operator, run.after.graph.nodes):
@@ -338,5 +341,5 @@ LAWS: Final[tuple[Law, ...]] = (
     idempotent,
     *COSTLY,
 )
-"""All laws. That the caller's graph and tensors stay as they are, and that a change is not concealed, is checked
-by the pass manager in every run."""
+"""All laws. That the caller's graph and tensors stay as they are, and that a change is not concealed, the pass
+manager checks in every run."""

@@ -1,4 +1,4 @@
-"""Annotations that are not legal, each of which a flow has to refuse, saying so, before it inserts anything."""
+"""Annotations that are not legal, which a flow has to refuse, saying so, before it inserts anything."""
 
 from __future__ import annotations
 

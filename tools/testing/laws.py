@@ -149,9 +149,7 @@ def check(
     Raises:
         LawBroken: a law does not hold, with the smallest graph found that shows it.
     """
-    checks = functools.partial(
-        check_on, pass_=pass_, laws=tuple(laws), backend=backend, quantizer=quantizer
-    )
+    checks = functools.partial(check_on, pass_=pass_, laws=tuple(laws), backend=backend, quantizer=quantizer)
     tried = accepted = 0
     while accepted < examples and tried < 3 * examples:
         subject = draw_subject(Random(f"{seed} {tried}"), max_steps=max_steps, is_training=is_training)

@@ -7,6 +7,7 @@ all programs are valid, shrinking deletes steps, and what is left when a law fai
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from .operators import OPERATORS, Registers
 
@@ -77,14 +79,29 @@ def build(program: Program) -> GraphModule:
     return GraphModule(writer.root, writer.graph)
 
 
+@functools.cache
+def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode()
+
+
+@functools.cache
+def _fake(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    with _fake_mode():
+        return torch.empty_strided(shape, stride, dtype=dtype)
+
+
+def _as_fake(value: torch.Tensor) -> torch.Tensor:
+    return _fake(tuple(value.shape), value.stride(), value.dtype)
+
+
 class _Writer(Registers):
-    """Writes a graph and computes, on fake tensors, what its nodes are."""
+    """Writes a graph and computes what its nodes are; tensors are so small that fake ones take longer."""
 
     def __init__(self, seed: int, is_training: bool) -> None:
         self.root, self.graph = nn.Module(), Graph()
         self.is_training = is_training
         self.generator = torch.Generator().manual_seed(seed)
-        self._mode = FakeTensorMode()
+        self._values: dict[Node, Any] = {}
         self._path = ""
 
     def enter(self, path: str) -> None:
@@ -93,18 +110,19 @@ class _Writer(Registers):
 
     def placeholder(self, name: str, shape: tuple[int, ...]) -> Node:
         """An input of the graph."""
-        return self._described(self.graph.placeholder(name), torch.empty(shape))
+        return self._described(self.graph.placeholder(name), torch.ones(shape))
 
     def constant(self, name: str, value: torch.Tensor, *, is_parameter: bool = False) -> Node:
         module = self.root.get_submodule(self._path) if hasattr(self.root, self._path) else nn.Module()
         self.root.add_module(self._path, module)
         stored = nn.Parameter(value, value.is_floating_point()) if is_parameter else nn.Buffer(value)
         setattr(module, name, stored)
-        return self._described(self.graph.get_attr(f"{self._path}.{name}"), value)
+        return self._described(self.graph.get_attr(f"{self._path}.{name}"), value.clone())
 
     def read_again(self, constant: Node) -> Node:
         node = self.graph.get_attr(str(constant.target))
         node.meta = dict(constant.meta)
+        self._values[node] = self._values[constant]
         return node
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -112,20 +130,15 @@ class _Writer(Registers):
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
-        with self._mode:
-            value = target(*map_arg(args, _value), **map_arg(kwargs, _value))
+        read = self._values.__getitem__
+        with torch.no_grad():
+            value = target(*map_arg(args, read), **map_arg(kwargs, read))
         return self._described(node, value)
 
     def _described(self, node: Node, value: Any) -> Node:
-        if isinstance(value, torch.Tensor) and node.op != "call_function":
-            with self._mode:
-                value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-        node.meta["val"] = value
+        self._values[node] = value
+        node.meta["val"] = pytree.tree_map_only(torch.Tensor, _as_fake, value)
         node.meta["nn_module_stack"] = {"": ("", "Program")}
         if self._path:
             node.meta["nn_module_stack"][self._path] = (self._path, "Step")
         return node
-
-
-def _value(node: Node) -> Any:
-    return node.meta["val"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import attrs
 
@@ -14,6 +14,9 @@ from .quantizing import Choices
 from .subjects import Subject
 
 __all__ = ["smallest"]
+
+_PARTS: Final = {"block": ("convolution", "linear", "batch_norm", "relu"), "to_integers": ("scalar",)}
+"""What is made of several operators, and those that do for it."""
 
 T = TypeVar("T", Step, Choices, Program)
 
@@ -51,7 +54,7 @@ def _without_some(items: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
 def _simpler_program(program: Program) -> Iterator[Program]:
     for index, step in enumerate(program.steps):
         # An operator that is made of several may give way to one of them.
-        parts = {"block": ("convolution", "linear", "batch_norm", "relu")}.get(step.operator, ())
+        parts = _PARTS.get(step.operator, ())
         simpler = [attrs.evolve(step, operator=part) for part in parts]
         for new in (*simpler, *_smaller(step, ("first", "second", "option"))):
             yield attrs.evolve(program, steps=(*program.steps[:index], new, *program.steps[index + 1 :]))

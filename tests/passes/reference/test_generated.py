@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -17,15 +18,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowbit import Pass, PassContext
-from lowbit.backends.base import Backend
-from lowbit.backends.registry import get_backend
+from lowbit import PassManager, Pipeline, lower_pt2e
 from lowbit.ir import quantized_decomposed as qd
-from lowbit.ir.clone import clone_graph_module
-from lowbit.ir.verifiers import verify
 from lowbit.passes import ReferenceRepresentation
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -249,29 +246,14 @@ class Writer:
         return weight, bias
 
 
-def run(qdq: GraphModule, passes: Iterable[Pass], context: PassContext | None = None) -> GraphModule:
-    """As the pass manager does, but without generating code, which would be half of the time."""
-    gm = clone_graph_module(qdq)
-    for pass_ in passes:
-        pass_.run(gm, context or PassContext())
-        if pass_.ensures is not None:
-            verify(gm, pass_.ensures)
-    return gm
-
-
 def reference_of(qdq: GraphModule) -> GraphModule:
-    return run(qdq, (ReferenceRepresentation(),))
-
-
-def lowered_by(backend: Backend, qdq: GraphModule) -> GraphModule:
-    assert backend.lower is not None
-    return run(qdq, backend.lower, PassContext(patterns=backend.patterns))
+    return PassManager().run(qdq, Pipeline((ReferenceRepresentation(),)))
 
 
 def assert_within_one_step(qdq: GraphModule, x: list[Tensor], *others: GraphModule) -> None:
     """That all of them, and ``qdq``, return the same integers but for one step between any two."""
     with torch.no_grad():
-        results = [Interpreter(gm).run(*x) for gm in (qdq, *others)]
+        results = [gm(*x) for gm in (qdq, *others)]
     for node, *values in zip(qdq.graph.output_node().all_input_nodes, *results, strict=True):
         (first, *rest), what = values, node.all_input_nodes[0].args[0]
         assert {(v.shape, v.dtype) for v in rest} == {(first.shape, first.dtype)}, what
@@ -318,17 +300,28 @@ def test_qdq_graphs(cases: list[Case], scheme: Scheme, seed: int) -> None:
         assert_within_one_step(qdq, x, reference)
 
 
+@pytest.fixture(scope="module")
+def compared() -> Iterator[Counter[str]]:
+    """How many shapes were compared, in whichever process the test ran; checked when it is over."""
+    counts: Counter[str] = Counter()
+    yield counts
+    if counts:
+        assert counts["shapes"] >= 2_000
+        assert counts["kernels"] >= 1_000
+
+
 @settings(max_examples=SHAPES_OF_KERNELS // PER_GRAPH)
 @given(cases=FOR_KERNELS, seed=st.integers(0, 99))
-def test_lowered_kernels(cases: list[Case], seed: int) -> None:
+def test_lowered_kernels(cases: list[Case], seed: int, compared: Counter[str]) -> None:
     writer = Writer(KERNELS, seed)
     qdq = writer.write(cases)
     reference = reference_of(qdq)
-    lowered = lowered_by(get_backend("x86_inductor"), qdq)
+    lowered = lower_pt2e(qdq, "x86_inductor")
     kernels = sum("onednn" in str(node.target) for node in lowered.graph.nodes)
     assert kernels >= sum(case.weight is not None for case in cases) // 2
     for x in (writer.inputs, [2.5 * x for x in writer.inputs]):
         assert_within_one_step(qdq, x, reference, lowered)
+    compared.update(shapes=len(cases), kernels=kernels)
 
 
 def test_the_comparison_sees_a_step_of_a_scale() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
+import attrs
 import pytest
 import torch
 from lowbit import X86InductorQuantizer
+from lowbit.backends.registry import get_backend
 from lowbit.backends.x86_inductor import get_default_x86_inductor_quantization_config
-from lowbit.errors import GraphInputError
-from lowbit.tools.bisect import costly_operators
+from lowbit.errors import GraphInputError, PipelineError
+from lowbit.passes import Pipeline
+from lowbit.passes.registry import pass_class
+from lowbit.tools.bisect import accuracy, costly_operators
 from torch import nn
 from torch.fx import GraphModule
 
@@ -93,3 +98,18 @@ def test_data_must_last() -> None:
     case = Case(0)
     with pytest.raises(GraphInputError, match="only once"):
         case.find(data=iter([(case.x,)]))
+
+
+def test_needs_a_pass_that_annotates() -> None:
+    class Quantizer(X86InductorQuantizer):
+        backend_name = "other"
+
+    x86 = get_backend("x86_inductor")
+    other = attrs.evolve(x86, name="other", prepare=Pipeline((pass_class("normalize")(),)))
+    case = Case(0)
+    with (
+        patch.object(accuracy, "get_backend", {"other": other}.__getitem__),
+        pytest.raises(PipelineError, match="for other has no pass named 'annotate'") as raised,
+    ):
+        costly_operators(case.model, Quantizer(), [(case.x,)], case.metric, tolerance=0)
+    assert "settings of the quantizer" in raised.value.hint

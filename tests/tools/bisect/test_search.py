@@ -10,11 +10,13 @@ import attrs
 import pytest
 import torch
 from lowbit import PassManager, Stage, X86InductorQuantizer, calibrate, convert_pt2e, get_stage, prepare_pt2e
+from lowbit.backends.registry import get_backend
 from lowbit.backends.x86_inductor import get_default_x86_inductor_quantization_config
-from lowbit.errors import GraphInputError, UnsupportedError
+from lowbit.errors import GraphInputError, UnknownNameError, UnsupportedError
 from lowbit.passes import PassContext, Pipeline
 from lowbit.tools.bisect import Passes, bisect, script_check, verb_steps
-from lowbit.tools.bisect.delta import first_bad, smallest, without_chunks
+from lowbit.tools.bisect.delta import first_bad, smallest_part
+from lowbit.tools.bisect.steps import states
 from torch.fx import GraphModule
 
 aten = torch.ops.aten
@@ -35,6 +37,20 @@ class DoubleAdditions:
             if not self.asks or context.allows("double", node):
                 node.update_kwarg("alpha", 2)
         return self.says
+
+
+@attrs.frozen
+class RecordContext:
+    """A user's pass: keeps the context that it is run in."""
+
+    name: ClassVar[str] = "record-context"
+    requires: ClassVar[frozenset[Stage]] = frozenset(Stage)
+    ensures: ClassVar[Stage | None] = None
+    seen: list[PassContext] = attrs.field(factory=list)
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        self.seen.append(context)
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +233,7 @@ def test_binary_search(bad: int) -> None:
     assert len(tried) <= 6
 
 
-def test_smallest_leaves_nothing_out_that_is_needed() -> None:
+def test_smallest_part_leaves_out_all_that_is_not_needed() -> None:
     needed = {3, 17, 18}
     tried: list[tuple[int, ...]] = []
 
@@ -225,5 +241,66 @@ def test_smallest_leaves_nothing_out_that_is_needed() -> None:
         tried.append(items)
         return needed <= set(items)
 
-    assert smallest(tuple(range(40)), without_chunks, holds) == (3, 17, 18)
+    assert smallest_part(tuple(range(40)), holds) == (3, 17, 18)
     assert len(tried) == len(set(tried))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("n", [1, 2, 60, 120, 240])
+def test_smallest_part_takes_few_trials(n: int, every: int) -> None:
+    needed = tuple(range(0, n, every))
+    trials = 0
+
+    def holds(items: tuple[int, ...]) -> bool:
+        nonlocal trials
+        trials += 1
+        return set(needed) <= set(items)
+
+    assert smallest_part(tuple(range(n)), holds) == needed
+    assert trials <= 3 * n
+
+
+def test_smallest_part_goes_round_until_nothing_more_goes() -> None:
+    """Each can only go after the one behind it."""
+
+    def holds(items: tuple[int, ...]) -> bool:
+        return items == tuple(range(len(items)))
+
+    assert smallest_part(tuple(range(6)), holds) == ()
+    assert smallest_part(tuple(range(6)), lambda items: holds(items) and len(items) != 3) == ()
+    assert smallest_part(tuple(range(6)), lambda items: holds(items) and len(items) not in {0, 3}) == (
+        0,
+        1,
+        2,
+        3,
+    )
+
+
+def test_smallest_part_of_items_that_go_together() -> None:
+    """Pairs of neighbours go only as a whole."""
+
+    def holds(items: tuple[int, ...]) -> bool:
+        return all((2 * i in items) == (2 * i + 1 in items) for i in range(4)) and 7 in items
+
+    part = smallest_part(tuple(range(8)), holds)
+    assert part == (6, 7)
+
+
+def test_passes_of_a_backend_know_its_patterns() -> None:
+    backend = get_backend("x86_inductor")
+    step = Passes(Pipeline((RecordContext(),)), backend="x86_inductor")
+    assert step.patterns is backend.patterns
+    with pytest.raises(UnknownNameError, match="no_such_backend"):
+        Passes(Pipeline((RecordContext(),)), backend="no_such_backend")
+
+
+def test_passes_run_in_the_context_of_their_step(exact: Any) -> None:
+    seen: list[PassContext] = []
+    *_, lower = exact.steps()
+    assert lower.backend == "x86_inductor"
+    step = Passes(Pipeline((RecordContext(seen),)), None, lower.patterns, lower.backend)
+    list(states(exact.model, [step]))
+    (context,) = seen
+    assert context.backend == "x86_inductor"
+    assert context.patterns is lower.patterns
+    assert context.gate is not None

@@ -18,7 +18,7 @@ import pytest
         (["quan"], ["quantize"]),
         (["--ver"], ["--version"]),
         (["quantize", "--out"], ["--output"]),
-        (["quantize", "--skip", "head", "--verify", "n"], ["numeric"]),
+        (["quantize", "--left-float", "head", "--verify", "n"], ["numeric"]),
         (["quantize", "--backend", "x"], ["x86_inductor", "xnnpack", "xpu_inductor"]),
         (["capabilities", "xn"], ["xnnpack"]),
         (["completion", "f"], ["fish"]),

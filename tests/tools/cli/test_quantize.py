@@ -44,7 +44,7 @@ def test_a_module_and_batches_of_a_function(project: Path, lowbit: Any) -> None:
 
 
 def test_python_toml_and_the_command_line_say_the_same(project: Path, lowbit: Any) -> None:
-    lowbit("quantize", "net:module", *DATA, *PRESET, "--skip", "head", "--steps", 2, "--save-graph", "words")
+    lowbit("quantize", "net:module", *DATA, *PRESET, "--left-float", "head", "--steps", 2, "--save-graphs", "words")
     toml = """
         model = "net:module"
         calibration = "net:batches"

@@ -8,7 +8,12 @@ import json
 import attrs
 import pytest
 import torch
-from lowbit import explain, prepare_pt2e
+from lowbit import (
+    X86InductorQuantizer,
+    explain,
+    get_default_x86_inductor_quantization_config,
+    prepare_pt2e,
+)
 from lowbit.backends import get_backend
 from lowbit.errors import StageError, UnknownNameError
 from lowbit.ir.reasons import REASONS
@@ -165,3 +170,20 @@ def test_a_model_of_a_backend_that_is_not_installed(stages) -> None:
     model.meta["lowbit.backend"] = "elsewhere"
     (found,) = explain(model, "linear").operators
     assert (found.reason, found.nearest) == ("weight-not-constant", ())
+
+
+class Diamonds(nn.Module):
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        for _ in range(60):
+            i = (i + 1) * (i + 2)
+        return torch.relu(x[i % 4])
+
+
+@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingQuantizedWarning")
+def test_what_is_around_is_found_once_however_many_ways_lead_there() -> None:
+    """Sixty diamonds of integers: 2 to the 60 ways from the input to the operator."""
+    exported = torch.export.export(Diamonds(), (torch.randn(4, 4), torch.arange(4))).module()
+    config = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(config))
+    (found,) = explain(prepared, "i").operators
+    assert found.target.startswith("aten.index")

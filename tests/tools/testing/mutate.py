@@ -1,7 +1,7 @@
 """Runs the mutation zoo: ``python tests/tools/testing/mutate.py [WORDS]`` seeds the faults of those names.
 
-A fault is caught when a law of the kit breaks that holds without it. Fails where fewer than 95 % are, or where
-a defect of the peer is not found by the law that the table of these defects names.
+A fault is caught when a law of the kit breaks that holds without it. Fails where fewer than 95 % are, or
+where a defect of the peer is found by another law than its table names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The defects reproduced in the peer, each with the faults that put it into lowbit and the laws that find these.
+"""The defects reproduced in the peer, with the faults that put them into lowbit and the laws that find these.
 
 ``make mutants`` seeds the faults. Where a defect is not of graphs that the kit generates (branches of ``cond``,
-several devices, a chain of 1,500 points), or is of one backend's patterns, a test of its own shows it.
+say), or is of one backend's patterns, a test of its own shows it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DEFECTS: Final = (
         },
     ),
     Defect(
-        "two BatchNorms over one shared convolution weight", {"two BatchNorms over one weight": "meaning-kept"}
+        "two BatchNorms over one shared convolution weight",
+        {"two BatchNorms over one weight": "meaning-kept"},
     ),
     Defect(
         "eps reset to its default",

@@ -28,7 +28,7 @@ from lowbit.passes import (
     ResolveSharing,
     pass_names,
 )
-from lowbit.tools.testing import laws
+from lowbit.tools.testing import Choices, Program, Step, Subject, check_on, laws
 
 # What a pass does to graphs that it refuses, for the ranges this CPU's kernels saturate with, say, is no law.
 pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.LowbitWarning")
@@ -82,6 +82,33 @@ def test_the_laws_hold(pass_: Pass, given: dict[str, Any]) -> None:
 @each_pass
 def test_the_laws_hold_that_cost_more(pass_: Pass, given: dict[str, Any]) -> None:
     laws.check(pass_, examples=EXAMPLES // 20, laws=laws.COSTLY, **options(given))
+
+
+FOUND: tuple[tuple[Pass, Subject], ...] = (
+    # What reads an alias may itself be read by nobody.
+    (
+        Normalize(),
+        Subject(
+            Program(
+                (2, 2, 4, 4),
+                (Step("convolution"), Step("in_place", option=1), *[Step("convolution", 1)] * 2),
+            )
+        ),
+    ),
+    # A folded weight that float32 takes to the other side of half a step.
+    (
+        FoldConvBnQat(),
+        Subject(
+            Program((2, 3), (Step("block", option=177),), seed=23, is_training=True), (Choices(weight=1),)
+        ),
+    ),
+)
+"""What ``make nightly`` found."""
+
+
+@pytest.mark.parametrize(("pass_", "subject"), FOUND)
+def test_what_was_found_is_mended(pass_: Pass, subject: Subject) -> None:
+    assert check_on(subject, pass_)
 
 
 def test_no_pass_is_forgotten() -> None:

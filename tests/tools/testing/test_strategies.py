@@ -13,6 +13,7 @@ from lowbit import PassContext, PassManager, Pipeline, Stage, convert_pt2e, lowe
 from lowbit.backends.pipelines import PREPARE
 from lowbit.errors import LowbitError, NotCalibratedError, PassFailedError, SharingError, StageError
 from lowbit.ir.observers import create_observer
+from lowbit.ir.specs import QuantizationSpec
 from lowbit.ir.stages import get_stage
 from lowbit.ir.verifiers import verify
 from lowbit.tools.testing import (
@@ -47,10 +48,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.LowbitWarning")
 def test_legal_annotations_go_through_or_say_why_not(program: Program, quantizer: DrawnQuantizer) -> None:
     try:
         prepared = prepare_pt2e(build(program), quantizer)
-    except LowbitError as error:
-        assert not isinstance(error, (PassFailedError, StageError))
-        assert error.pass_name == "resolve-sharing"
-        assert any(choice.anchor for choice in quantizer.choices)
+    except SharingError:
+        if not any(choice.anchor for choice in quantizer.choices):
+            raise
     else:
         verify(prepared, Stage.OBSERVED)
 
@@ -110,7 +110,7 @@ def test_dynamic_shapes_go_through_the_whole_flow(dynamic: Dynamic, quantizer: D
 
 @settings(max_examples=60)
 @given(st.one_of(per_tensor_specs(), per_channel_specs()), shapes())
-def test_specs_make_observers(spec, shape: tuple[int, ...]) -> None:
+def test_specs_make_observers(spec: QuantizationSpec, shape: tuple[int, ...]) -> None:
     observer = create_observer(spec)
     x = torch.randn(2, 3, *shape)
     observer(x)
@@ -132,11 +132,9 @@ def test_pipelines_run_or_say_why_not(subject: Subject, pipeline: Pipeline) -> N
         return
     try:
         gm = PassManager(()).run(gm, pipeline, subject.context())
-    except LowbitError as error:
-        # None of the observers saw data, or points share in a circle.
-        assert isinstance(error, (NotCalibratedError, SharingError)), error
-    else:
-        verify(gm, get_stage(gm))
+    except (NotCalibratedError, SharingError):
+        return  # none of the observers saw data, or points share in a circle
+    verify(gm, get_stage(gm))
 
 
 def test_all_that_can_be_drawn_is() -> None:
@@ -144,7 +142,7 @@ def test_all_that_can_be_drawn_is() -> None:
 
     @settings(max_examples=150, database=None)
     @given(steps(), choices(), shapes(), illegal_quantizers())
-    def draw(step, choice, shape, quantizer) -> None:
+    def draw(step: Step, choice: Choices, shape: tuple[int, ...], quantizer: IllegalQuantizer) -> None:
         seen.update((step.operator, quantizer.fault, str(shape), f"anchor {choice.anchor}"))
 
     draw()

@@ -1,4 +1,4 @@
-"""The mutation zoo is what it says: every fault can still be seeded, and every defect of the peer is in it."""
+"""The mutation zoo: every fault can still be seeded, and every defect of the peer is in it."""
 
 from __future__ import annotations
 

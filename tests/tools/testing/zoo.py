@@ -78,9 +78,7 @@ ZOO: Final = (
         "pass",
         FOLD,
     ),
-    Mutant(
-        "two BatchNorms over one weight", f"{FBN}._place", "self.reads[target] == 1", "True", FOLD
-    ),
+    Mutant("two BatchNorms over one weight", f"{FBN}._place", "self.reads[target] == 1", "True", FOLD),
     Mutant("stale value of a new bias", f"{FBN}._read", "shaped.meta.get", "like.meta.get", FOLD),
     Mutant(
         "folded weights left behind",
@@ -332,7 +330,8 @@ ZOO: Final = (
             (
                 "ir.observers.statistic:StatisticObserver.calculate_qparams",
                 "if not self.has_data:",
-                "if not self.has_data:\n        return torch.ones(1), torch.zeros(1, dtype=torch.int32)\n    if False:",
+                "if not self.has_data:\n        return torch.ones(1), torch.zeros(1, dtype=torch.int32)\n"
+                "    if False:",
             ),
         ),
     ),

@@ -9,16 +9,16 @@ from typing import Any
 
 import attrs
 import click
+from rich.console import Console
 from torch.fx import GraphModule
 
-from ....backends.registry import get_backend
 from ....errors import OptionError
-from ....ir.meta import BACKEND_KEY
 from ....ir.stages import Stage, get_stage
 from ....passes import Pipeline
 from ...bisect import Check, Passes, Step, script_check, verb_steps
 from ...bisect import bisect as bisect_steps
 from ..failures import FOUND
+from ..pass_target import find_pass_target, refuse_without_effect
 from ..quantizing.calibration_data import batches_for, find_data
 from ..quantizing.model_inputs import inputs_of
 from ..quantizing.named_object import find_object, is_object_name
@@ -43,8 +43,6 @@ __all__ = ["bisect"]
 @click.option("--calibration", metavar="DATA", help="For float graphs; as in lowbit quantize.")
 @click.option(
     "--left-float",
-    "--skip",
-    "left_float",
     multiple=True,
     metavar="MODULE",
     help="As in lowbit quantize.",
@@ -82,14 +80,16 @@ def bisect(
       error             what was raised, or null
       checks            how often the check ran
       confirmed         whether it was the same when tried again
+      notes             [text]
     """
     say = _check(check)
     with Output(as_json) as output:
         gm = read_graph(graph)
         if pipeline is None:
-            steps = _steps_of_verbs(gm, backend, preset, calibration, left_float)
+            steps, note = _steps_of_verbs(gm, backend, preset, calibration, left_float)
         else:
-            steps = _steps_of_passes(gm, pipeline, backend, preset)
+            refuse_without_effect({"calibration": calibration}, "--pipeline calibrates nothing")
+            steps, note = _steps_of_passes(gm, pipeline, backend, preset, left_float)
         with progress_bar() as progress:
             task = progress.add_task("checking", total=None)
 
@@ -98,8 +98,14 @@ def bisect(
                 return say(model)
 
             found = bisect_steps(gm, steps, counted)
-        data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found)}
-        output.result(data, lambda console: console.print(str(found), soft_wrap=True))
+        notes = [note] if note else []
+        data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found), "notes": notes}
+
+        def show(console: Console) -> None:
+            for line in (*(f"note: {each}" for each in notes), str(found)):
+                console.print(line, soft_wrap=True)
+
+        output.result(data, show)
     if found.verdict != "never-fails":
         raise click.exceptions.Exit(FOUND)
 
@@ -119,25 +125,31 @@ def _steps_of_verbs(
     preset: str | None,
     calibration: str | None,
     left_float: tuple[str, ...],
-) -> tuple[Step, ...]:
+) -> tuple[tuple[Step, ...], str]:
+    """What is done, and a note on what was chosen for it, or ""."""
     if get_stage(gm) is not Stage.FLOAT:
+        refuse_without_effect(
+            {"preset": preset, "calibration": calibration, "left-float": left_float},
+            "the graph is prepared already",
+        )
         # Packed weights cannot be saved for a script.
-        return verb_steps(gm, backend=backend, pack_weights=False)
+        return verb_steps(gm, backend=backend, pack_weights=False), ""
     if calibration is None:
         raise OptionError(
             "a float graph is prepared and calibrated on the way, and there are no data",
             hint="give --calibration, or a prepared or converted graph",
         )
     data = find_data(calibration)()
-    quantizer = make_quantizer(find_target(backend, preset), left_float)
+    target = find_target(backend, preset)
+    quantizer = make_quantizer(target, left_float)
     batches, _, _ = batches_for(inputs_of(gm), data, batch_size=None, steps=None)
-    return verb_steps(gm, quantizer=quantizer, data=list(batches), pack_weights=False)
+    steps = verb_steps(gm, quantizer=quantizer, data=list(batches), pack_weights=False)
+    return steps, target.note
 
 
 def _steps_of_passes(
-    gm: GraphModule, pipeline: str, backend: str | None, preset: str | None
-) -> tuple[Step, ...]:
+    gm: GraphModule, pipeline: str, backend: str | None, preset: str | None, left_float: tuple[str, ...]
+) -> tuple[tuple[Step, ...], str]:
     passes = Pipeline.parse(pipeline)
-    name = backend or gm.meta.get(BACKEND_KEY)
-    quantizer = make_quantizer(find_target(name, preset)) if "annotate" in passes.names else None
-    return (Passes(passes, quantizer, () if name is None else get_backend(name).patterns),)
+    target = find_pass_target(gm, passes, backend, preset, left_float)
+    return (Passes(passes, target.quantizer, target.patterns),), target.note

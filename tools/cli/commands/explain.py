@@ -12,6 +12,7 @@ from ....errors import OptionError
 from ...explain import explain as explain_model
 from ...explain import why_shared
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
+from ..summary import coverage_as_data
 from ..terminal import Output, common_options
 
 __all__ = ["explain"]
@@ -44,7 +45,7 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
     Keys of --json:
       format, version   "lowbit-explain", 1
       about             text or null
-      coverage          {quantized, left_float: [[reason, count]], not_lowered, backend}
+      coverage          {quantized, float, share, left_float: [[reason, count]], not_lowered, backend}
       operators         [{node, target, status, reason, meaning, advice, …}]
       sharing           {a, b, shares, chain, why_not, group}, with --shared alone
     """
@@ -62,7 +63,7 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
             )
             return
         explanation = explain_model(gm, about)
-        data = attrs.asdict(explanation)
+        data = {**attrs.asdict(explanation), "coverage": coverage_as_data(explanation.coverage)}
         output.result({**head, **data, "about": about}, lambda console: _print(console, explanation))
 
 

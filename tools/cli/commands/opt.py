@@ -11,17 +11,16 @@ from rich.console import Console
 from rich.text import Text
 from torch.fx import GraphModule
 
-from ....backends.registry import get_backend
 from ....ir.ledger import Ledger
 from ....ir.meta import BACKEND_KEY, LEDGER_KEY
-from ....ir.quantizer import Quantizer
 from ....ir.stages import get_stage
 from ....ir.text import save_graph
+from ....ir.text.files import check_graph_path
 from ....passes import Pass, PassContext, PassManager, Pipeline
 from ....passes.instruments import Change, PrintChanges, TraceChanges, Verify
 from ....passes.instruments.diff_to_json import change_as_data
+from ..pass_target import find_pass_target
 from ..quantizing.files import check_is_writable, written_whole
-from ..quantizing.target import find_target, make_quantizer
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
 from ..terminal import BACKEND, Output, common_options
 
@@ -55,7 +54,8 @@ class _Collect:
     "--backend",
     type=BACKEND,
     metavar="NAME",
-    help="Whose quantizer annotates and whose patterns are lowered; that of the graph if left out.",
+    help="Whose quantizer annotates and whose patterns are lowered; that of the graph, or else Inductor "
+    "on this CPU, if left out.",
 )
 @click.option("--preset", metavar="NAME", help="The preset that the pass annotate takes.")
 @import_option
@@ -86,30 +86,33 @@ def opt(
       stage             of the graph that results
       passes            [{index, pass, stage, node_count, diff}], each as pass-diff.schema.json says
       output            path or null
+      notes             [text]
     """
     passes = Pipeline.parse(pipeline)
     if output is not None:
         check_is_writable(output, "output")
+        check_graph_path(output)
     with Output(as_json) as to:
         gm = read_graph(graph)
-        name = backend or gm.meta.get(BACKEND_KEY)
-        quantizer = _quantizer(name, preset) if "annotate" in passes.names else None
+        target = find_pass_target(gm, passes, backend, preset)
         context = PassContext(
-            quantizer=quantizer,
+            quantizer=target.quantizer,
             ledger=gm.meta.get(LEDGER_KEY, Ledger()).copy(),
-            patterns=() if name is None else get_backend(name).patterns,
-            backend=name,
+            patterns=target.patterns,
+            backend=target.backend,
         )
         collect = _Collect()
         result = PassManager((Verify(), TraceChanges(), collect)).run(gm, passes, context)
         result.meta[LEDGER_KEY] = context.ledger
-        if name is not None:
-            result.meta[BACKEND_KEY] = name
+        if target.backend is not None:
+            result.meta[BACKEND_KEY] = target.backend
         if output is not None:
             with written_whole(output) as draft:
                 save_graph(result, draft)
 
         def show(console: Console) -> None:
+            if target.note:
+                console.print(f"note: {target.note}", soft_wrap=True)
             printer = PrintChanges(console, stat)
             for pass_, change in collect.changes:
                 if change.changed:
@@ -126,9 +129,6 @@ def opt(
             "stage": get_stage(result).name,
             "passes": collect.data,
             "output": None if output is None else str(output),
+            "notes": [target.note] if target.note else [],
         }
         to.result(data, show)
-
-
-def _quantizer(backend: str | None, preset: str | None) -> Quantizer:
-    return make_quantizer(find_target(backend, preset))

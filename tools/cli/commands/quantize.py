@@ -37,8 +37,6 @@ _FILE: Final = click.Path(path_type=Path)
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Take N batches; all if left out.")
 @click.option(
     "--left-float",
-    "--skip",
-    "left_float",
     multiple=True,
     metavar="MODULE",
     help="Leave a module float, by its dotted name (layer1.0.conv1). May be repeated.",
@@ -65,8 +63,6 @@ _FILE: Final = click.Path(path_type=Path)
 @click.option("--diffs", type=_FILE, metavar="FOLDER", help="Write what each pass changed, a file a pass.")
 @click.option(
     "--save-graphs",
-    "--save-graph",
-    "save_graphs",
     type=_FILE,
     metavar="FOLDER",
     help="Write the graph at each stage, for lowbit explain, diff, opt and bisect: float.lowbit, "
@@ -98,7 +94,7 @@ def quantize_command(*, config: Path | None, as_json: bool, **given: Any) -> Non
     Keys of --json:
       format, version   "lowbit-quantize", 1
       model, backend, preset
-      coverage          {quantized, float, share}: of the float operators
+      coverage          {quantized, float, share, left_float: [[reason, count]], not_lowered, backend}
       operators         [{node, target, status, reason, detail, module, source, kernel}]
       weight_bytes      {float, quantized}
       files             {option: path}

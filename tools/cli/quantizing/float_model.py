@@ -60,8 +60,8 @@ def find_model(name: str) -> Callable[[], Built]:
     return lambda: _built(call_user(found, name), name)
 
 
-def export(built: Built, first_batch: Any = None) -> GraphModule:
-    """The graph of a model in evaluation mode.
+def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, str]:
+    """The graph of a model in evaluation mode, and a note on what of the batch was not used, or "".
 
     Args:
         built: the model.
@@ -73,15 +73,19 @@ def export(built: Built, first_batch: Any = None) -> GraphModule:
         Exception: what the model raised at its arguments.
     """
     if isinstance(built.model, ExportedProgram):
-        return built.model.module()
+        return built.model.module(), ""
     model = built.model.eval()
-    args, kwargs = built.example or _arguments(model, first_batch, built.name)
+    note = ""
+    if built.example is not None:
+        args, kwargs = built.example
+    else:
+        args, kwargs, note = _arguments(model, first_batch, built.name)
     # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
     with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
         model(*args, **kwargs)
     try:
         with torch.no_grad():
-            return torch.export.export(model, args, kwargs).module()
+            return torch.export.export(model, args, kwargs).module(), note
     # torch.export has no error type of its own.
     except Exception as error:
         raise GraphInputError(
@@ -129,8 +133,8 @@ def _as_arguments(inputs: Any, name: str) -> Arguments:
     )
 
 
-def _arguments(model: nn.Module, batch: Any, name: str) -> Arguments:
-    """Arguments out of a batch of calibration data."""
+def _arguments(model: nn.Module, batch: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any], str]:
+    """Arguments out of a batch of calibration data, and a note on those that were left out, or ""."""
     if batch is None:
         raise OptionError(
             f"{name} came without example inputs, and there is no calibration data to take them from",
@@ -142,9 +146,10 @@ def _arguments(model: nn.Module, batch: Any, name: str) -> Arguments:
         positional = [
             p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
-        needed = sum(p.default is p.empty for p in positional)
+        needed = max(sum(p.default is p.empty for p in positional), 1)
         # What follows the inputs in a batch is labels.
-        return args[: max(needed, 1)], {}
+        left_out = [p.name for p in positional[needed : len(args)]]
+        return args[:needed], {}, _note(left_out, len(args) - needed, name) if left_out else ""
     try:
         bound = signature.bind(**{key: kwargs[key] for key in kwargs if key in signature.parameters})
     except TypeError as error:
@@ -152,4 +157,12 @@ def _arguments(model: nn.Module, batch: Any, name: str) -> Arguments:
             f"the calibration data have {', '.join(kwargs)}, which do not fit the forward of {name}: {error}",
             hint=f"name the arrays as its arguments: forward{signature}",
         ) from error
-    return bound.args, bound.kwargs
+    return bound.args, bound.kwargs, ""
+
+
+def _note(left_out: Sequence[str], entries: int, name: str) -> str:
+    what = "the last entry" if entries == 1 else f"the last {entries} entries"
+    return (
+        f"{what} of a batch was taken for labels, so {name} was exported without {', '.join(left_out)}, which "
+        "may be left out. To pass them: name them in a dict of arrays, or return (module, inputs)"
+    )

@@ -111,7 +111,8 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
         with watch.step("loading calibration data"):
             data = load()
     with watch.step("exporting"):
-        exported = export(built, _batch_for_export(built, data, options.batch_size))
+        exported, note = export(built, _batch_for_export(built, data, options.batch_size))
+    notes += [note] if note else []
     inputs = inputs_of(exported)
     batches, count, note = (iter(()), 0, "") if data is None else _take(inputs, data, options)
     notes += [note] if note else []

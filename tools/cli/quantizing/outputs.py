@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from ....aot_package import _inputs, package_pt2e
+from ....aot_package import exported_inputs, package_pt2e
 from ....ir.text import save_graph
+from ....ir.text.files import check_graph_path
 from .files import written_whole
 
 __all__ = ["save_graphs", "save_package", "save_program", "weight_bytes"]
@@ -20,7 +21,7 @@ __all__ = ["save_graphs", "save_package", "save_program", "weight_bytes"]
 
 def save_program(converted: GraphModule, path: Path) -> None:
     """Write a converted model by ``torch.export.save``, with the dynamic sizes that it has."""
-    args, kwargs, dynamic = _inputs(converted)
+    args, kwargs, dynamic = exported_inputs(converted)
     with torch.no_grad(), written_whole(path) as draft, _without_torchs_own_warnings():
         torch.export.save(torch.export.export(converted, args, kwargs, dynamic_shapes=dynamic), draft)
 
@@ -34,6 +35,8 @@ def save_package(lowered: GraphModule, path: Path) -> None:
 def save_graphs(graphs: dict[str, GraphModule], folder: Path) -> tuple[Path, ...]:
     """Write each graph as text with its tensors beside it, ``name.lowbit``."""
     paths = tuple(folder / f"{name}.lowbit" for name in graphs)
+    for path in paths:
+        check_graph_path(path)
     for path, graph in zip(paths, graphs.values(), strict=True):
         with written_whole(path) as draft:
             save_graph(graph, draft)
