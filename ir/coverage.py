@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+
 import attrs
 
 from .ledger import Ledger

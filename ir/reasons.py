@@ -138,7 +138,8 @@ _KERNELS: Final = {
     ),
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
     "sum-read-in-float": Reason(
-        "the kernel adds and quantizes, and the sum is read in float", "quantize its readers"
+        "the kernel adds and quantizes, and the sum is read in float",
+        "quantize what reads it; explain() says why that stays float",
     ),
     "accumulator-is-input": Reason("what the kernel adds into is an input of the model", _NOTHING),
     "accumulator-dtype-differs": Reason(

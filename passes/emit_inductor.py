@@ -13,6 +13,7 @@ from ..ir.attributes import delete_unused
 from ..ir.control_flow import explain_bodies
 from ..ir.meta import KERNEL_KEY
 from ..ir.operators import is_float_operator, is_precision_change, maker
+from ..ir.reasons import REASONS
 from ..ir.schema import complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -70,9 +71,9 @@ class EmitInductor:
                 # Of one pattern the first reason counts: it was tried with the quantize behind it.
                 if refusing.get(left_node) is not pattern:
                     refusing[left_node] = pattern
-                    detail = f"{pattern.kernel.name} does not take {pattern.name}"
-                    if refusal.detail:
-                        detail = f"{detail}: {refusal.detail}"
+                    known = REASONS.get(refusal.reason)
+                    why = refusal.detail or (refusal.reason if known is None else known.meaning)
+                    detail = f"{why}; tried {pattern.kernel.name} as {pattern.name}"
                     intended = _reads_low_precision(left_node)
                     context.ledger.missed(refusal.reason, left_node, detail, intended=intended)
 

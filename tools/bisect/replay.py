@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import pickle
 import re
 import zipfile
@@ -28,6 +29,8 @@ from .cut import cut, names_of
 from .delta import smallest_part
 
 __all__ = ["reduce_reproducer", "replay"]
+
+_log = logging.getLogger("lowbit.tools.bisect")
 
 
 def replay(path: str | Path, *, quantizer: Quantizer | None = None) -> GraphModule:
@@ -119,6 +122,8 @@ def _read(path: Path, quantizer: Quantizer | None) -> _Reproduction:
         with zipfile.ZipFile(path) as file:
             content = {name: file.read(name) for name in file.namelist()}
         about: dict[str, Any] = json.loads(content["about.json"])
+        if about["lacks"]:
+            _log.warning("%s lacks %s", path, "; ".join(about["lacks"]))
         for name in about["imports"]:
             importlib.import_module(name)
         patterns = _find_patterns(about["patterns"])

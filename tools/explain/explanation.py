@@ -9,6 +9,7 @@ import attrs
 from ...ir.coverage import Coverage
 from ...ir.reasons import REASONS
 from ...matchers.near_miss import NearMiss
+from .because import Because
 from .tensors import TensorExplanation
 
 __all__ = ["Explanation", "OperatorExplanation"]
@@ -37,6 +38,7 @@ class OperatorExplanation:
         made_by: the pass that made its node, "" for one that was exported.
         tensors: how what it reads and writes is quantized.
         nearest: patterns that it is almost part of, or a larger one than it is quantized as.
+        because: where its reason is that a neighbour is float: who keeps that float, the nearest three.
     """
 
     node: str
@@ -54,6 +56,7 @@ class OperatorExplanation:
     made_by: str = ""
     tensors: tuple[TensorExplanation, ...] = ()
     nearest: tuple[NearMiss, ...] = ()
+    because: tuple[Because, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -69,9 +72,10 @@ class OperatorExplanation:
         if self.meaning:
             yield "why", self.meaning
         # The kernel and the nearest miss say the same in more words.
-        is_more = self.detail not in ("", self.meaning) and not self.runs_at
-        if is_more and all(miss.reason != self.reason for miss in self.nearest):
-            yield "found", self.detail
+        more = "" if self.runs_at else _more(self)
+        if more and all(miss.reason != self.reason for miss in self.nearest):
+            yield "found", more
+        yield from (("because", str(cause)) for cause in self.because)
         yield from (("nearest", str(miss)) for miss in self.nearest)
         if self.advice:
             yield "do", self.advice
@@ -127,7 +131,13 @@ class Explanation:
 
 
 def _detail(each: OperatorExplanation) -> str:
-    return f": {each.detail}" if each.detail not in ("", each.meaning) else ""
+    more = _more(each)
+    return f": {more}" if more else ""
+
+
+def _more(each: OperatorExplanation) -> str:
+    """What the detail says that the meaning of the code does not."""
+    return each.detail.removeprefix(each.meaning).removeprefix("; ")
 
 
 def _place(each: OperatorExplanation) -> str:

@@ -20,6 +20,7 @@ from ...ir.stages import Stage, get_stage
 from ...matchers.near_miss import NearMiss, nearest_miss
 from ...matchers.operator_pattern import OperatorPattern
 from ...quantize_pt2e import coverage, decisions
+from .because import Because, find_causes, low_precision_tensors
 from .explanation import Explanation, OperatorExplanation
 from .tensors import TensorReader
 
@@ -139,6 +140,8 @@ class _Explainer:
         sharing = resolve_sharing(view) if get_stage(model) in _ANNOTATED else None
         self._tensors = TensorReader(model, sharing)
         self._patterns = _patterns_of(model)
+        self._low = low_precision_tensors(model)
+        self._is_lowered = get_stage(model) is Stage.LOWERED
 
     def operator(self, decision: Decision) -> OperatorExplanation:
         node = self._nodes.get(decision.node)
@@ -152,8 +155,16 @@ class _Explainer:
             said,
             tensors=self._tensors.around(node),
             nearest=tuple(self._near_misses(decision)),
+            because=self._causes(decision),
             made_by=_maker_of(node),
         )
+
+    def _causes(self, decision: Decision) -> tuple[Because, ...]:
+        """Where the reason of a float operator comes from, if it points to a neighbour."""
+        node = self._floats.get(decision.node)
+        if node is None or decision.status != "float":
+            return ()
+        return find_causes(node, self._decisions, self._low)
 
     def _near_misses(self, decision: Decision) -> list[NearMiss]:
         """The pattern that comes nearest, and why a BatchNorm behind the operator is not folded into it."""
@@ -164,13 +175,21 @@ class _Explainer:
         miss = nearest_miss(node, self._patterns, larger_than=0 if fused is None else fused.size)
         # That other operators stand behind one that is quantized is no miss.
         is_near = miss is not None and (decision.status == "float" or miss.reason != "different-target")
-        misses = [miss] if miss is not None and is_near else []
+        misses = [miss] if miss is not None and is_near and not self._is_internal(miss) else []
         for reader in sorted(node.users):
             said = self._decisions.get(reader.name)
             if reader.target in BATCH_NORMS and said is not None and said.status == "float":
                 detail = f"not folded: {said.detail}" if said.detail else "not folded"
                 misses.append(NearMiss("batch-norm", 1, 2, said.reason, reader.name, detail))
         return misses
+
+    def _is_internal(self, miss: NearMiss) -> bool:
+        """Whether a pattern of float operators failed at what stands in their place once they are lowered."""
+        if not self._is_lowered:
+            return False
+        node = self._floats[miss.node]
+        near = (node, *node.users) if miss.reason == "different-target" else (node,)
+        return any(each.op == "call_function" and each.name not in self._decisions for each in near)
 
 
 def _patterns_of(model: GraphModule) -> tuple[OperatorPattern, ...]:

@@ -341,5 +341,5 @@ LAWS: Final[tuple[Law, ...]] = (
     idempotent,
     *COSTLY,
 )
-"""All laws. That the caller's graph and tensors stay as they are, and that a change is not concealed, the pass
+"""All laws. That the caller's graph and tensors stay as they are, and that no change is concealed, the pass
 manager checks in every run."""

@@ -141,18 +141,24 @@ def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     return to.call(plain, x, weight, bias, stride, padding, *([[1] * window, *last] if last else []))
 
 
-def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | None:
     """The last convolution or linear once more, with the same weight and bias: a module called twice.
 
-    Behind it may be a BatchNorm of its own.
+    It reads ``x`` if that fits, else what it read before; a first call is made where there is none. Behind the
+    second may be a BatchNorm of its own.
     """
-    for node in reversed(to.graph.nodes):
-        if node.target in QUANTIZABLE and _shape(node.args[0]) == _shape(x) and _is_float(x):
-            weight, bias, *rest = (*node.args[1:], *node.kwargs.values())
-            bias = bias if bias is None or option % 2 else to.read_again(bias)
-            again = to.call(node.target, x, to.read_again(weight), bias, *rest)
-            return (_batch_norm(to, again, y, option) or again) if option % 3 else again
-    return None
+    made: list[Node] = []
+    first = next((n for n in reversed(to.graph.nodes) if n.target in QUANTIZABLE), None)
+    if first is None:
+        first = _convolution(to, x, y, option) or _linear(to, x, y, option)
+        if first is None:
+            return None
+        made.append((_batch_norm(to, first, y, option + 1) or first) if option % 4 == 1 else first)
+    source, weight, bias, *rest = (*first.args, *first.kwargs.values())
+    bias = bias if bias is None or option % 2 else to.read_again(bias)
+    source = x if _shape(source) == _shape(x) and _is_float(x) else source
+    again = to.call(first.target, source, to.read_again(weight), bias, *rest)
+    return [*made, (_batch_norm(to, again, y, option) or again) if option % 3 else again]
 
 
 def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:

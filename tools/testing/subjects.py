@@ -90,7 +90,7 @@ def bring(
     return gm
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=4096)
 def _brought(
     subject: Subject, passes: tuple[Pass, ...], backend: Backend | None, quantizer: Quantizer | None
 ) -> tuple[GraphModule, PassContext]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lowbit import convert_pt2e, lower_pt2e, prepare_pt2e
 from lowbit.backends.registry import get_backend
+from lowbit.backends.x86_inductor import get_default_x86_inductor_quantization_config
 from lowbit.errors import GraphInputError, PassFailedError, PipelineError, StageError
 from lowbit.ir.text import parse
 from lowbit.passes import (
@@ -226,3 +227,54 @@ def test_what_does_not_fail_is_not_shrunk(exact: Any, tmp_path: Path) -> None:
         convert_pt2e(gm, instruments=(reproducer,))
     with pytest.raises(GraphInputError, match="does not fail"):
         reduce_reproducer(reproducer.written[0])
+
+
+_OWN_BACKEND = """\
+import attrs
+from lowbit.backends.registry import get_backend
+x86 = get_backend("x86_inductor")
+OWN = attrs.evolve(x86, name="own", patterns=tuple(list(x86.patterns)))
+def local():
+    return attrs.evolve(OWN, patterns=tuple(list(OWN.patterns)))
+"""
+
+
+def test_a_backend_that_is_not_registered(
+    exact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "lowbit_tests_own_backend.py").write_text(_OWN_BACKEND, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("lowbit_tests_own_backend")
+    gm = state_before(exact, "emit-inductor")
+    reproducer = Reproducer(tmp_path / "folder")
+    for backend in (own.OWN, own.local()):
+        with patch.object(emit_inductor, "_sink_dequantizes", fail), pytest.raises(PassFailedError):
+            lower_pt2e(gm, backend, instruments=(reproducer,))
+    monkeypatch.delitem(sys.modules, "lowbit_tests_own_backend")
+    found, lost = reproducer.written
+    lowered = replay(found)
+    assert any("qconv" in str(node.target) for node in lowered.graph.nodes)
+    with pytest.raises(GraphInputError, match="no backend named 'own'"):
+        replay(lost)
+    assert f"{lost} lacks the operator patterns" in caplog.text
+    with zipfile.ZipFile(lost) as file:
+        assert "where 'own' is registered" in json.loads(file.read("about.json"))["lacks"][0]
+
+
+def test_a_quantizer_whose_class_is_gone(exact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lowbit_tests_own_quantizer.py").write_text(
+        "from lowbit import X86InductorQuantizer\nclass Own(X86InductorQuantizer): pass\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("lowbit_tests_own_quantizer")
+    quantizer = own.Own().set_global(get_default_x86_inductor_quantization_config(reduce_range=True))
+    reproducer = Reproducer(tmp_path)
+    with patch.object(annotate, "annotated_points", fail), pytest.raises(PassFailedError):
+        prepare_pt2e(exact.model, quantizer, instruments=(reproducer,))
+    (path,) = reproducer.written
+    assert isinstance(replay(path), GraphModule)
+    monkeypatch.delattr(own, "Own")
+    with pytest.raises(GraphInputError, match=r"quantizer .* cannot be read: AttributeError") as raised:
+        replay(path)
+    assert "quantizer=" in raised.value.hint
+    assert isinstance(replay(path, quantizer=quantizer), GraphModule)

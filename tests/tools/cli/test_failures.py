@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lowbit.tools.cli.failures import describe
+from lowbit.tools.cli.failures import EXIT_CODES, describe
 
 MODEL = ("quantize", "net:raises", "--backend", "x86_inductor", "--preset", "dynamic")
 
@@ -78,6 +80,28 @@ def test_an_interrupt_is_no_error(project: Path, lowbit: Any) -> None:
     project.joinpath("stops.py").write_text("def build():\n    raise KeyboardInterrupt\n", encoding="utf-8")
     words = ("quantize", "stops:build", "--backend", "x86_inductor", "--preset", "dynamic")
     assert lowbit(*words, code=130).stderr == "\nerror: interrupted\n", "behind the ^C of a terminal"
+
+
+UNREAD = """
+import os, sys
+from lowbit.tools.cli import main
+
+for words in (["passes"], ["passes", "--json"], ["--help"], ["passes", "--help"]):
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
+    try:
+        main(words)
+    except SystemExit as ended:
+        sys.stdout.flush()
+        print(ended.code, file=sys.stderr)
+"""
+
+
+def test_output_that_nobody_reads_is_not_something_found() -> None:
+    ended = subprocess.run([sys.executable, "-c", UNREAD], capture_output=True, text=True, check=False)
+    assert ended.stderr.split() == ["141"] * 4
+    assert 141 in EXIT_CODES
 
 
 def test_what_nobody_expected_is_called_a_defect() -> None:

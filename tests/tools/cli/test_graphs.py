@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lowbit import Stage, X86InductorQuantizer, calibrate, convert_pt2e, get_stage, prepare_pt2e
+from lowbit import Stage, X86InductorQuantizer, calibrate, convert_pt2e, coverage, get_stage, prepare_pt2e
 from lowbit.backends.x86_inductor import get_default_x86_inductor_quantization_config
+from lowbit.ir.meta import BACKEND_KEY
 from lowbit.ir.text import load_graph, save_graph, to_text
+from lowbit.tools.cli.quantizing.target import find_target
+from lowbit.tools.cli.summary import coverage_as_data
 from torch import nn
 
 
@@ -71,10 +74,25 @@ def test_opt_refuses(project: Path, graphs: Path, lowbit: Any) -> None:
     assert "did you mean 'normalize'" in lowbit("opt", "normalise", graph, code=2).stderr
     assert "ends with a comma" in lowbit("opt", "normalize,", graph, code=2).stderr
     assert "No such file" in lowbit("opt", "normalize", "nothing.lowbit", code=2).stderr
-    said = lowbit("opt", "observers-to-qdq", graphs / "prepared.lowbit", "-o", "x.safetensors", code=3).stderr
-    assert "where the tensors would go" in said
+    # Before anything is read or run.
+    said = lowbit("opt", "normalize", "nothing.lowbit", "-o", "x.safetensors", code=3).stderr
+    assert "error: x.safetensors is where the tensors would go" in said
+    said = lowbit("opt", "normalize", graph, "--preset", "static", code=2).stderr
+    assert "--preset has no effect: the pipeline does not have the pass annotate" in said
     assert "stage OBSERVED" in lowbit("opt", "observers-to-qdq", graph, code=3).stderr
     assert sorted(path.name for path in project.iterdir()) == ["net.py"], "nothing half-written stays"
+
+
+def test_opt_says_for_whom_it_annotates(project: Path, graphs: Path, lowbit: Any) -> None:
+    target = find_target(None, None)
+    prepare = "normalize, fold-batch-norm, annotate, resolve-sharing, insert-observers"
+    data = json.loads(lowbit("opt", prepare, graphs / "float.lowbit", "-o", "p.lowbit", "--json").stdout)
+    assert data["notes"] == ([target.note] if target.note else [])
+    assert load_graph("p.lowbit").meta[BACKEND_KEY] == target.backend.name
+    calibrate(prepared := load_graph("p.lowbit"), [torch.randn(2, 3, 8, 8)], progress=False)
+    save_graph(prepared, "p.lowbit")
+    lowbit("opt", "observers-to-qdq", "p.lowbit", "-o", "q.lowbit")
+    assert load_graph("q.lowbit").meta[BACKEND_KEY] == target.backend.name
 
 
 def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: Any) -> None:
@@ -93,9 +111,7 @@ def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: An
 
 def test_diff_of_what_are_no_graphs(project: Path, graphs: Path, lowbit: Any) -> None:
     project.joinpath("junk.lowbit").write_text("junk", encoding="utf-8")
-    assert "junk.safetensors cannot be read" in lowbit(
-        "diff", "net.py", "junk.lowbit", code=2
-    ).stderr.replace("net.safetensors", "junk.safetensors")
+    assert "net.py.safetensors cannot be read" in lowbit("diff", "net.py", "junk.lowbit", code=2).stderr
     project.joinpath("junk.safetensors").write_bytes(b"junk")
     assert "is no saved graph" in lowbit("diff", "junk.lowbit", "junk.lowbit", code=3).stderr
 
@@ -108,6 +124,7 @@ def test_explain_says_why_one_layer_stayed_float(project: Path, graphs: Path, lo
     data = json.loads(lowbit("explain", graph, "softplus", "--json").stdout)
     assert [(each["node"], each["reason"]) for each in data["operators"]] == [("softplus", "no-pattern")]
     assert list(data)[:4] == ["format", "version", "about", "coverage"]
+    assert data["coverage"] == coverage_as_data(coverage(load_graph(graph)))
     assert "softplus" in lowbit("explain", graph, "softpluss", code=2).stderr
     assert "nobody prepared" in lowbit("explain", graphs / "float.lowbit", code=3).stderr
 
@@ -150,6 +167,24 @@ def test_bisect_finds_the_pass_that_breaks_a_check(project: Path, graphs: Path, 
     assert "checking" in result.stderr
     words = ("--pipeline", "normalize, fold-batch-norm", "--check", "checks:good")
     lowbit("bisect", graphs / "float.lowbit", *words)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("float", ("--pipeline", "normalize", "--calibration", "x.npz"), "--calibration has no effect"),
+        ("float", ("--pipeline", "normalize", "--left-float", "x"), "--left-float has no effect"),
+        ("float", ("--pipeline", "normalize", "--preset", "static"), "does not have the pass annotate"),
+        ("prepared", ("--preset", "static", "--left-float", "x"), "--preset and --left-float have no effect"),
+        ("prepared", ("--calibration", "x.npz"), "the graph is prepared already"),
+        ("converted", ("--left-float", "x"), "the graph is prepared already"),
+    ],
+)
+def test_bisect_refuses_options_without_effect(
+    project: Path, graphs: Path, lowbit: Any, refused: tuple[str, tuple[str, ...], str]
+) -> None:
+    graph, words, said = refused
+    assert said in lowbit("bisect", graphs / f"{graph}.lowbit", "--check", "true", *words, code=2).stderr
 
 
 def test_bisect_by_a_script_and_from_the_float_model(

@@ -44,7 +44,18 @@ def test_a_module_and_batches_of_a_function(project: Path, lowbit: Any) -> None:
 
 
 def test_python_toml_and_the_command_line_say_the_same(project: Path, lowbit: Any) -> None:
-    lowbit("quantize", "net:module", *DATA, *PRESET, "--left-float", "head", "--steps", 2, "--save-graphs", "words")
+    lowbit(
+        "quantize",
+        "net:module",
+        *DATA,
+        *PRESET,
+        "--left-float",
+        "head",
+        "--steps",
+        2,
+        "--save-graphs",
+        "words",
+    )
     toml = """
         model = "net:module"
         calibration = "net:batches"
@@ -100,13 +111,39 @@ def test_words_win_over_the_file(project: Path, lowbit: Any) -> None:
 def test_whatever_the_function_returns(project: Path, lowbit: Any, model: str) -> None:
     result = lowbit("quantize", f"net:{model}", *DATA, *PRESET, "--json", "--report", "r.html", "-o", "o.pt2")
     data = json.loads(result.stdout)
-    assert data["coverage"] == {"quantized": 3, "float": 2, "share": 0.6}
+    assert data["coverage"] == {
+        "quantized": 3,
+        "float": 2,
+        "share": 0.6,
+        "left_float": [["float-input", 1], ["no-pattern", 1]],
+        "not_lowered": 0,
+        "backend": "x86_inductor",
+    }
+    assert len(data["operators"]) == 5
     converted = torch.export.load("o.pt2").module()
     batch = 7 if model == "program" else 4
     image = {"image": torch.zeros(batch, 3, 8, 8)}
     shape = (converted(**image) if model == "by_keyword" else converted(*image.values())).shape
     assert shape == (batch, 4)
     assert "net:" + model in project.joinpath("r.html").read_text(encoding="utf-8")
+
+
+def test_what_may_be_an_input_or_a_label_is_said(project: Path, lowbit: Any) -> None:
+    project.joinpath("masked.py").write_text(
+        "import torch\n"
+        "class Masked(torch.nn.Linear):\n"
+        "    def forward(self, x, mask=None):\n"
+        "        return super().forward(x if mask is None else x * mask)\n"
+        "def build():\n    return Masked(4, 4)\n"
+        "BATCHES = [(torch.ones(2, 4), torch.zeros(2, 4))] * 2\n",
+        encoding="utf-8",
+    )
+    words = ("quantize", "masked:build", "--calibration", "masked:BATCHES", *PRESET, "--json")
+    (note,) = json.loads(lowbit(*words).stdout)["notes"]
+    assert note.startswith(
+        "the last entry of a batch was taken for labels, so masked:build was exported without mask"
+    )
+    assert not json.loads(lowbit("quantize", "net:module", *DATA, *PRESET, "--json").stdout)["notes"]
 
 
 def test_a_saved_program(project: Path, lowbit: Any) -> None:

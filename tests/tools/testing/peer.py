@@ -1,7 +1,7 @@
 """The defects reproduced in the peer, with the faults that put them into lowbit and the laws that find these.
 
-``make mutants`` seeds the faults. Where a defect is not of graphs that the kit generates (branches of ``cond``,
-say), or is of one backend's patterns, a test of its own shows it.
+``make mutants`` seeds the faults. Where a defect is not of graphs that the kit generates, or is of the
+patterns of one backend, a test of its own shows it.
 """
 
 from __future__ import annotations

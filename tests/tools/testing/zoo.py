@@ -169,7 +169,7 @@ ZOO: Final = (
     Mutant(
         "a change concealed",
         "passes.normalize:_normalize",
-        "changed |= erase_unread(graph)",
+        "changed = erase_unread(graph) or changed",
         "erase_unread(graph)",
         NORMALIZE,
     ),

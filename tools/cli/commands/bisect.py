@@ -152,4 +152,4 @@ def _steps_of_passes(
 ) -> tuple[tuple[Step, ...], str]:
     passes = Pipeline.parse(pipeline)
     target = find_pass_target(gm, passes, backend, preset, left_float)
-    return (Passes(passes, target.quantizer, target.patterns),), target.note
+    return (Passes(passes, target.quantizer, target.patterns, target.backend),), target.note

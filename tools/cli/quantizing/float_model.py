@@ -163,6 +163,6 @@ def _arguments(model: nn.Module, batch: Any, name: str) -> tuple[tuple[Any, ...]
 def _note(left_out: Sequence[str], entries: int, name: str) -> str:
     what = "the last entry" if entries == 1 else f"the last {entries} entries"
     return (
-        f"{what} of a batch was taken for labels, so {name} was exported without {', '.join(left_out)}, which "
-        "may be left out. To pass them: name them in a dict of arrays, or return (module, inputs)"
+        f"{what} of a batch was taken for labels, so {name} was exported without {', '.join(left_out)}, for "
+        "which forward has a default. To pass them: name them in a dict of arrays, or return (module, inputs)"
     )

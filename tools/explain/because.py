@@ -1,0 +1,158 @@
+"""Where a reason that points to a neighbour comes from: operators that stay float for one of their own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ...ir import quantized_decomposed as qd
+from ...ir.attributes import AttributeFinder
+from ...ir.ledger import Decision
+from ...ir.operators import is_float_operator
+from ...ir.schema import OpOverload
+from ...ir.verifiers import is_observer
+
+__all__ = ["Because", "find_causes", "low_precision_tensors"]
+
+_READERS: Final = "readers"
+_INPUTS: Final = "inputs"
+_POINTS_TO: Final = {
+    "no-low-precision-reader": _READERS,
+    "sum-read-in-float": _READERS,
+    "float-input": _INPUTS,
+}
+"""The codes that say no more than that a neighbour is float, and on which side of the operator it is."""
+
+_MOST = 3
+"""So many causes are looked for: the nearest."""
+_NAMED = 3
+"""So many operators on the way to a cause are named; more are counted."""
+
+
+@attrs.frozen
+class Because:
+    """A neighbour that keeps an operator float: next to it, or behind others that it keeps float too.
+
+    Args:
+        node: its name.
+        role: "reads" the operator's result, "makes" what the operator reads, or at the ends of the model
+            "output", "input" and "constant".
+        reason: why it stays float itself; "" at the ends of the model.
+        module: dotted path of its module.
+        source: its source line.
+        through: names of the operators between, from the one that was asked about on.
+    """
+
+    node: str
+    role: str
+    reason: str = ""
+    module: str = ""
+    source: str = ""
+    through: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        place, _, _ = self.source.partition(": ")
+        where = ", ".join(filter(None, (self.module, place.rpartition("/")[2])))
+        who = f"%{self.node} ({where})" if where else f"%{self.node}"
+        what = {
+            "reads": f"{who} reads it in float",
+            "makes": f"{who} hands it a float tensor",
+            "output": "the model returns it, in float",
+            "input": f"{who}, an input of the model, is float",
+            "constant": f"{who}, a constant, is float",
+        }[self.role]
+        named = [f"%{name}" for name in self.through[:_NAMED]]
+        more = [f"{len(self.through) - _NAMED} more"] if len(self.through) > _NAMED else []
+        way = f", through {', '.join([*named, *more])}" if named else ""
+        return f"{what}{way}: {self.reason}" if self.reason else f"{what}{way}"
+
+
+@attrs.frozen
+class _Visit:
+    node: Node
+    side: str
+    before: _Visit | None = None
+
+
+def low_precision_tensors(model: GraphModule) -> frozenset[str]:
+    """Names of the nodes whose result is observed or quantized for one reader at least."""
+    find = AttributeFinder(model).find
+    return frozenset(
+        source.name
+        for node in model.graph.nodes
+        if qd.is_quantize(node) or (node.op == "call_module" and is_observer(find(str(node.target))))
+        for source in node.all_input_nodes[:1]
+    )
+
+
+def find_causes(start: Node, decisions: Mapping[str, Decision], low: Collection[str]) -> tuple[Because, ...]:
+    """Why the neighbours that the reason of ``start`` points to are float; the nearest first, three at most.
+
+    Every operator is visited once for each side of it.
+
+    Args:
+        start: a float operator, in the float view of the model.
+        decisions: what became of the model's operators, by name.
+        low: the model's :func:`low_precision_tensors`.
+    """
+    side = _POINTS_TO.get(decisions[start.name].reason)
+    if side is None:
+        return ()
+    found: dict[str, Because] = {}
+    queue = deque([_Visit(start, side)])
+    seen = {(start.name, side)}
+    while queue and len(found) < _MOST:
+        visit = queue.popleft()
+        for node in _neighbours(visit, low):
+            decision = decisions.get(node.name)
+            if decision is not None and decision.status != "float":
+                continue
+            said = _POINTS_TO.get(decision.reason) if decision is not None else visit.side
+            is_end = node.op != "call_function"
+            if is_end or (decision is not None and said is None):
+                found.setdefault(node.name, _cause(node, visit, decision, decisions))
+            elif said is not None and (node.name, said) not in seen and (decision or _is_passing(node)):
+                seen.add((node.name, said))
+                queue.append(_Visit(node, said, visit))
+    return tuple(found.values())[:_MOST]
+
+
+def _neighbours(visit: _Visit, low: Collection[str]) -> list[Node]:
+    if visit.side == _READERS:
+        return sorted(visit.node.users)
+    # An input that is in low precision for another reader is so for this one.
+    return [
+        source for source in visit.node.all_input_nodes if source.name not in low and not _is_index(source)
+    ]
+
+
+def _is_index(source: Node) -> bool:
+    value = source.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
+
+
+def _is_passing(node: Node) -> bool:
+    """Whether a node that nothing was decided about hands on what it reads: it is no kernel, size or body."""
+    return is_float_operator(node) and isinstance(node.target, OpOverload) and node.target.namespace == "aten"
+
+
+def _cause(
+    node: Node, visit: _Visit, decision: Decision | None, decisions: Mapping[str, Decision]
+) -> Because:
+    way: list[str] = []
+    at = visit
+    while at.before is not None:
+        if at.node.name in decisions:
+            way.append(at.node.name)
+        at = at.before
+    through = tuple(reversed(way))
+    if decision is None:
+        role = {"output": "output", "placeholder": "input"}.get(node.op, "constant")
+        return Because(node.name, role, through=through)
+    role = "reads" if visit.side == _READERS else "makes"
+    return Because(node.name, role, decision.reason, decision.module, decision.source, through)
