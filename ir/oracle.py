@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
@@ -26,7 +26,7 @@ from .schema import HigherOrderOperator, OpOverload, operator_name
 from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from .verifiers import is_observer
 
-__all__ = ["Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of"]
+__all__ = ["Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of", "written_targets"]
 
 _aten = torch.ops.aten
 
@@ -75,6 +75,11 @@ class Memory:
         # Kept with x: while it lives, no other tensor has its id.
         self._found[key] = (x, parameters, result, version_of(result))
         return result
+
+
+def written_targets(graph: Graph) -> frozenset[str]:
+    """The attributes that ``graph`` writes into, through whichever of the nodes that read them."""
+    return frozenset(str(n.target) for n in graph.find_nodes(op="get_attr") if not is_constant(n))
 
 
 def version_of(tensor: torch.Tensor) -> int:
@@ -165,6 +170,8 @@ class _Oracle(Interpreter):
         self._recall = recall
         self._memory = memory
         self._qparams: dict[int, Any] = {}
+        self._written = written_targets(gm.graph)
+        self._copies: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         value = NotImplemented if self._recall is None else self._recall(n)
@@ -217,10 +224,13 @@ class _Oracle(Interpreter):
         if isinstance(value, GraphModule):
             # The body of a control flow operator.
             return lambda *inputs: _Oracle(value, self._observers, None, None, Memory()).run(*inputs)
-        if isinstance(value, torch.Tensor) and is_constant(node):
+        if str(node.target) in self._written:
+            # One of all that read it, so that they see what one of them writes.
+            return self._copies.setdefault(str(node.target), _exact_copy(value))
+        if isinstance(value, torch.Tensor):
             # In float64 where something is computed of it: a weight that is only quantized never is.
             return value.detach()
-        return _exact_copy(value)
+        return value
 
     def _module(self, node: Node) -> Any:
         module: Any = get_attribute(self._gm, str(node.target))

@@ -141,7 +141,7 @@ _KERNELS: Final = {
         "the kernel adds and quantizes, and the sum is read in float",
         "quantize what reads it; explain() says why that stays float",
     ),
-    "accumulator-is-input": Reason("what the kernel adds into is an input of the model", _NOTHING),
+    "accumulator-is-input": Reason("what the kernel would add into is what it reads too", _NOTHING),
     "accumulator-dtype-differs": Reason(
         "what the kernel adds into is quantized to another dtype than the result",
         "quantize both to one dtype",

@@ -25,11 +25,11 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ContractError
 from ..ir.aliasing import is_write
-from ..ir.attributes import find_attribute, is_constant
+from ..ir.attributes import find_attribute
 from ..ir.clone import clone_graph_module
 from ..ir.location import locate
 from ..ir.meta import QAT_KEY, STANDS_FOR_KEY
-from ..ir.oracle import Memory, Observers, run_exactly, version_of
+from ..ir.oracle import Memory, Observers, run_exactly, version_of, written_targets
 from ..ir.schema import OpOverload, signature
 from ..ir.stages import Stage, get_stage
 from ..ir.train_eval import switch_to_evaluation
@@ -124,11 +124,13 @@ def _overwritten(values: Mapping[str, Any], versions: Mapping[str, list[int]]) -
 
 def _calls(gm: GraphModule) -> dict[str, _Call]:
     calls: dict[str, _Call] = {}
+    written = written_targets(gm.graph)
     for node in gm.graph.nodes:
         sources = node.all_input_nodes
         position = {source: f"<{i}>" for i, source in enumerate(sources)}
         arguments = map_arg(_complete(node), lambda source, position=position: position[source])
-        constant = find_attribute(gm, str(node.target)) if is_constant(node) else None
+        is_constant = node.op == "get_attr" and str(node.target) not in written
+        constant = find_attribute(gm, str(node.target)) if is_constant else None
         names = tuple(source.name for source in sources)
         calls[node.name] = _Call((node.op, node.target), repr(arguments), names, constant)
     return calls

@@ -84,9 +84,12 @@ def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gra
     changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
     # Who is not read himself is no reader on whose account a write has to stay.
     changed = erase_unread(graph) or changed
-    changed |= make_functional(graph, context)
-    # Functional forms let aliases go that had to stay before.
-    changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
+    while make_functional(graph, context):
+        changed = True
+        # Functional forms let aliases go that had to stay before, and writes on account of which others stayed.
+        _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
+        if not erase_unread(graph):
+            break
     changed |= erase_unread(graph)
     return changed
 

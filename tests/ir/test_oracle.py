@@ -154,3 +154,13 @@ def test_memory_compares_parameters_that_are_tensors() -> None:
     assert memory.compute(qd.QUANTIZE_PER_CHANNEL, x, torch.tensor([0.5, 0.5]), zero, *limits) is first
     other = memory.compute(qd.QUANTIZE_PER_CHANNEL, x, torch.tensor([0.5, 0.25]), zero, *limits)
     assert other.tolist() == [[1], [4]]
+
+
+def test_a_write_is_seen_by_all_that_read_the_attribute() -> None:
+    def build(graph: Graph, x: Node) -> Node:
+        graph.call_function(aten.add_.Tensor, (graph.get_attr("n"), x))
+        return graph.call_function(aten.mul.Tensor, (graph.get_attr("n"), 2))
+
+    gm = make(build, n=nn.Buffer(torch.zeros(())))
+    assert run_exactly(gm, torch.ones(())).item() == 2.0
+    assert gm.n.item() == 0.0

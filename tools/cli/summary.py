@@ -19,7 +19,7 @@ _MOST: Final = 20
 """Operators that are listed; of more, the rest is counted."""
 
 _HOW_TO_USE: Final = {
-    "output": "the converted program, for torch.export.load(path).module()",
+    "output": "the converted program: import lowbit, then torch.export.load(path).module()",
     "package": "the compiled program, for torch._inductor.aoti_load_package(path)",
     "save-graphs": "the graph at each stage, for lowbit explain, diff, opt and bisect",
     "report": "the report, for a browser",
@@ -81,7 +81,12 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     console.print(f"weights: {_size(before)} → {_size(after)}{ratio}", soft_wrap=True)
     for option, path in result.files.items():
         size = f", {_size(path.stat().st_size)}" if path.is_file() else "/"
-        console.print(f"wrote {path}{size}: {_HOW_TO_USE[option]}", soft_wrap=True)
+        console.print(f"wrote {path}{size}: {_how_to_use(option, result)}", soft_wrap=True)
+
+
+def _how_to_use(option: str, result: QuantizeResult) -> str:
+    is_lowered_here = option == "output" and result.lowered is not None
+    return _HOW_TO_USE[option] + f' and lower_pt2e(…, "{result.backend}")' * is_lowered_here
 
 
 def show_decisions(console: Console, decisions: list[Decision]) -> None:

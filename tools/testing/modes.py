@@ -9,11 +9,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...errors import ContractError, StageError
-from ...ir.attributes import is_constant
 from ...ir.clone import clone_graph_module
 from ...ir.graph_module import ExportedGraphModule
 from ...ir.meta import QAT_KEY
-from ...ir.oracle import run_exactly
+from ...ir.oracle import run_exactly, written_targets
 from ...ir.stages import Stage, get_stage
 from ...passes.contracts import REAL
 from ...passes.equivalence import check_contract
@@ -33,11 +32,11 @@ def state_kept(run: Run) -> None:
 
 def _state(gm: GraphModule, inputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
     """What is in the tensors that ``gm`` writes to, after a run in float64."""
-    written = {node for node in gm.graph.find_nodes(op="get_attr") if not is_constant(node)}
+    written = written_targets(gm.graph)
     state: dict[str, torch.Tensor] = {}
 
     def watch(node: Node, value: Any) -> Any:
-        if node in written and isinstance(value, torch.Tensor):
+        if node.op == "get_attr" and node.target in written and isinstance(value, torch.Tensor):
             state[str(node.target)] = value
         return value
 

@@ -80,9 +80,12 @@ def test_decisions_are_about_the_nodes_they_name(run_flow) -> None:
     read = {name: (*(text[word] for word in words[:4]), *words[4:]) for name, words in made.items()}
     assert read == {
         "conv2d": ("quantized", "conv2d", "in one call", "a kernel", 1),
+        "relu": ("float", "not-annotated", "the quantizer says nothing of it", "", 0),
         "mean": ("float", "no-pattern", "nobody asked", "", 0),
+        "linear": ("quantized", "annotated", "", "", 1),
     }
-    assert data["runs"][0]["decisions"] == []
+    first = [text[reason] for _, _, reason, *_ in data["runs"][0]["decisions"]]
+    assert sorted(first) == ["annotated", "annotated", "not-annotated", "not-annotated"]
 
 
 def test_observers_know_their_sharing_group(flow) -> None:

@@ -96,6 +96,8 @@ FOUND: tuple[tuple[Pass, Subject], ...] = (
             )
         ),
     ),
+    # So may a write.
+    (Normalize(), Subject(Program((2, 3), (Step("scalar"), *WRITES), results=0))),
     # A folded weight that float32 takes to the other side of half a step.
     (
         FoldConvBnQat(),

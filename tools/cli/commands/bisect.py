@@ -116,7 +116,17 @@ def _check(check: str) -> Check:
     found: Callable[[GraphModule], Any] = find_object(check)
     if not callable(found):
         raise OptionError(f"the check {check} is a {type(found).__name__}", hint="name a function")
-    return lambda model: bool(found(model))
+
+    def says(model: GraphModule) -> bool:
+        said = found(model)
+        # A forgotten return would read as "broken".
+        if said is None:
+            raise OptionError(
+                f"the check {check} returned None", hint="return True where all is well, else False"
+            )
+        return bool(said)
+
+    return says
 
 
 def _steps_of_verbs(

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import attrs
+import torch
 from rich.progress import Progress
 from torch.fx import GraphModule
 
-from ....errors import OptionError
+from ....errors import GraphInputError, OptionError
 from ....ir.coverage import Coverage
 from ....ir.ledger import Decision
+from ....ir.stages import Stage, get_stage
 from ....passes.instruments import DiffToFolder, Instrument
 from ....quantize_pt2e import calibrate, convert_pt2e, coverage, decisions, lower_pt2e, prepare_pt2e
 from ...report import Report, write_report
@@ -113,7 +115,10 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
     with watch.step("exporting"):
         exported, note = export(built, _batch_for_export(built, data, options.batch_size))
     notes += [note] if note else []
+    _check_is_float(exported, built)
     inputs = inputs_of(exported)
+    if options.output or options.package:
+        notes += _fixed_batch(exported)
     batches, count, note = (iter(()), 0, "") if data is None else _take(inputs, data, options)
     notes += [note] if note else []
     first = next(batches, None)
@@ -189,6 +194,28 @@ def _check_goes_together(options: QuantizeOptions, target: Target) -> None:
             f"models for {target.backend.name} are not compiled here",
             hint=f"write the converted program with --output; it goes to {target.backend.lowered_by}",
         )
+
+
+def _check_is_float(exported: GraphModule, built: Built) -> None:
+    stage = get_stage(exported)
+    if stage is not Stage.FLOAT:
+        raise GraphInputError(
+            f"{built.name} is quantized already: its graph is at stage {stage.name}",
+            hint="give the float model, or the program that it was exported as",
+        )
+
+
+def _fixed_batch(exported: GraphModule) -> list[str]:
+    """A note where what is written takes batches of one size only."""
+    values = [node.meta.get("val") for node in exported.graph.find_nodes(op="placeholder")]
+    firsts = [v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim > 0]
+    sizes = {size for size in firsts if isinstance(size, int)}
+    if len(sizes) != 1 or len(firsts) != sum(isinstance(size, int) for size in firsts):
+        return []
+    return [
+        f"what is written takes batches of {sizes.pop()} alone, as exported. For any size let the function "
+        "return torch.export.export(model, inputs, dynamic_shapes=…)"
+    ]
 
 
 def _batch_for_export(built: Built, data: Data | None, batch_size: int | None) -> Any:
