@@ -115,7 +115,9 @@ class _Writer(Registers):
     def constant(self, name: str, value: torch.Tensor, *, is_parameter: bool = False) -> Node:
         module = self.root.get_submodule(self._path) if hasattr(self.root, self._path) else nn.Module()
         self.root.add_module(self._path, module)
-        others = sum(known.rstrip("_") == name for known in vars(module)["_parameters"] | vars(module)["_buffers"])
+        others = sum(
+            known.rstrip("_") == name for known in vars(module)["_parameters"] | vars(module)["_buffers"]
+        )
         name += "_" * others  # a step may have two of a kind
         stored = nn.Parameter(value, value.is_floating_point()) if is_parameter else nn.Buffer(value)
         setattr(module, name, stored)

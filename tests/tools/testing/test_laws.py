@@ -97,7 +97,20 @@ FOUND: tuple[tuple[Pass, Subject], ...] = (
         ),
     ),
     # So may a write.
-    (Normalize(), Subject(Program((2, 3), (Step("scalar"), *WRITES), results=0))),
+    (
+        Normalize(),
+        Subject(
+            Program(
+                (2, 3),
+                (
+                    *[Step("scalar")] * 2,
+                    Step("in_place", 1, option=1),
+                    Step("in_place", 2),
+                    Step("scalar", 2),
+                ),
+            )
+        ),
+    ),
     # A folded weight that float32 takes to the other side of half a step.
     (
         FoldConvBnQat(),
