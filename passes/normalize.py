@@ -86,7 +86,7 @@ def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gra
     changed = erase_unread(graph) or changed
     while make_functional(graph, context):
         changed = True
-        # Functional forms let aliases go that had to stay before, and writes on account of which others stayed.
+        # Functional forms let aliases go that had to stay before, and other writes.
         _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
         if not erase_unread(graph):
             break

@@ -144,8 +144,8 @@ def _convolution(to: Registers, x: Node, _: Node, option: int) -> Node | None:
 def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | None:
     """The last convolution or linear once more, with the same weight and bias: a module called twice.
 
-    It reads ``x`` if that fits, else what it read before; a first call is made where there is none. Behind the
-    second may be a BatchNorm of its own.
+    It reads ``x`` if that fits, else what it read before; a first call is made where there is none. Behind
+    the second may be a BatchNorm of its own.
     """
     made: list[Node] = []
     first = next((n for n in reversed(to.graph.nodes) if n.target in QUANTIZABLE), None)
@@ -154,7 +154,8 @@ def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Sequence
         if first is None:
             return None
         made.append((_batch_norm(to, first, y, option + 1) or first) if option % 4 == 1 else first)
-    source, weight, bias, *rest = (*first.args, *first.kwargs.values())
+    given: tuple[Any, ...] = (*first.args, *first.kwargs.values())
+    source, weight, bias, *rest = given
     bias = bias if bias is None or option % 2 else to.read_again(bias)
     source = x if _shape(source) == _shape(x) and _is_float(x) else source
     again = to.call(first.target, source, to.read_again(weight), bias, *rest)
