@@ -6,7 +6,7 @@ Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import attrs
@@ -148,6 +148,19 @@ class Ledger:
             said.kernel,
             said.runs_at,
         )
+
+    def retire(self, names: Container[str]) -> None:
+        """Say of what was to be quantized, and is not among the operators ``names``, that it is gone.
+
+        Only what is there for training is: a BatchNorm that nobody reads keeps its convolution alive then.
+        """
+        for name, entry in self._entries.items():
+            is_meant = entry.status == "quantized" and entry.reason != "batch-norm" and not entry.kernel
+            if is_meant and name not in names:
+                detail = "nothing reads its result in inference"
+                self._entries[name] = attrs.evolve(
+                    entry, status="float", reason="training-only", detail=detail
+                )
 
     def __contains__(self, node: Node) -> bool:
         return node.name in self._entries

@@ -85,6 +85,7 @@ class EmitInductor:
             complete_arguments(node)
         _sink_dequantizes(gm.graph)
         operators = [node for node in gm.graph.nodes if is_float_operator(node)]
+        context.ledger.retire({node.name for node in gm.graph.nodes})
         replace_with_kernels(gm, context.patterns, lowered, refused, allows)
         left = set(gm.graph.nodes)
         _explain([node for node in operators if node in left], context)

@@ -37,7 +37,8 @@ def texts(expression: ast.expr) -> Iterator[str]:
             yield re.escape(text)
         case ast.JoinedStr(values=values):
             parts = [re.escape(v.value) if isinstance(v, ast.Constant) else "[a-z0-9-]+" for v in values]
-            if not any(" " in part for part in parts):
+            # With a colon it is the place of an object.
+            if not any(" " in part or ":" in part for part in parts):
                 yield "".join(parts)
 
 

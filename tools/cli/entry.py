@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from .commands.backends import backends
@@ -20,7 +22,10 @@ from .group import CommandGroup
 __all__ = ["main"]
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_HELP: Final = ["-h", "--help"]
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": _HELP})
 @click.version_option(package_name="lowbit", prog_name="lowbit")
 def main() -> None:
     """Quantize PyTorch models with compiler passes on FX graphs.
@@ -47,4 +52,6 @@ for _command in (
     passes,
     quantize_command,
 ):
+    # click keeps the help option of the first call, which may be of the command without its group.
+    _command.context_settings.setdefault("help_option_names", _HELP)
     main.add_command(_command)

@@ -109,3 +109,9 @@ def test_it_also_runs_inside_a_program() -> None:
     with pytest.raises(package.errors.UnknownNameError):
         main(["capabilities", "nobody"], standalone_mode=False)
     assert CliRunner().invoke(main, ["backends"], standalone_mode=False).exit_code == 0
+
+
+def test_every_command_has_both_help_options_by_itself_too() -> None:
+    for command in main.commands.values():
+        assert CliRunner().invoke(command, ["-h"]).exit_code == 0
+        assert CliRunner().invoke(main, [command.name, "-h"]).exit_code == 0
