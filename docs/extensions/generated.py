@@ -123,7 +123,7 @@ def _kind(value: dict[str, Any]) -> str:
 
 def commands() -> str:
     """The help of every command."""
-    context = click.Context(main, info_name="lowbit", max_content_width=88)
+    context = click.Context(main, info_name="lowbit", max_content_width=88, **main.context_settings)
     parts = [_help("lowbit", context)]
     for name in main.list_commands(context):
         command = main.get_command(context, name)

@@ -43,7 +43,7 @@ def script_for(shell: str, main: click.Group) -> str:
 
 
 def _read(name: str, command: click.Command) -> _Command:
-    context = click.Context(command, info_name=name or "lowbit")
+    context = click.Context(command, info_name=name or "lowbit", **command.context_settings)
     options: list[_Option] = []
     words: tuple[str, ...] = ()
     for parameter in command.get_params(context):
