@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly mutants determinism docs site executorch browser lint bench venv bench-env clean
+.PHONY: help demo test nightly laws mutants determinism docs site executorch browser lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ nightly: .venv/.installed ## run the tests with other examples in the property t
 
 determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, and compare the bytes
 	LOWBIT_DETERMINISM_PROCESSES=20 .venv/bin/pytest tests/determinism
+
+# A processor hour for 10,000 graphs a pass; LOWBIT_LAW_EXAMPLES=1000 make laws tries fewer.
+laws: .venv/.installed ## check the laws of every pass on as many other graphs as `make nightly` does
+	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist worksteal tests/tools/testing/test_laws.py
 
 mutants: .venv/.installed ## seed faults in the passes, and see that the laws catch them
 	.venv/bin/python tests/tools/testing/mutate.py

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from torch.fx import GraphModule, Node
 
 from .errors import CalibrationDataError, GraphInputError, StageError
+from .ir.attributes import nested_graph_modules
 from .ir.location import locate
 from .ir.observers import observing
 from .ir.stages import Stage, get_stage
@@ -145,11 +146,12 @@ def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, 
         model(*args, **kwargs)
     except CalibrationDataError:
         refusing = called[-1]
-        calls = model.graph.find_nodes(op="call_module")
-        at = [node for node in calls if model.get_submodule(node.target) is refusing]
-        # An observer that several points share is called at each, in graph order.
-        node = at[called.count(refusing) - 1] if at else None
-        return None if node is None else node.all_input_nodes[0]
+        for owner in (model, *nested_graph_modules(model)):
+            calls = owner.graph.find_nodes(op="call_module")
+            at = [node for node in calls if owner.get_submodule(node.target) is refusing]
+            if at:
+                # An observer that several points share is called at each, in graph order; in a loop, again.
+                return at[(called.count(refusing) - 1) % len(at)].all_input_nodes[0]
     finally:
         for hook in hooks:
             hook.remove()

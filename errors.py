@@ -33,6 +33,7 @@ __all__ = [
     "SpecError",
     "StageError",
     "StrictModeError",
+    "UncalibratedBodyWarning",
     "UnknownNameError",
     "UnsupportedError",
 ]
@@ -167,6 +168,10 @@ class IneffectiveSettingWarning(LowbitWarning):
 
 class RoundedCalibrationWarning(LowbitWarning):
     """A model was prepared for calibration with fake quantizers, which round what they observe."""
+
+
+class UncalibratedBodyWarning(LowbitWarning):
+    """No calibration batch ran a body of ``cond`` or a loop, whose operators stay float therefore."""
 
 
 class SaturationWarning(LowbitWarning):

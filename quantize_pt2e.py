@@ -342,7 +342,7 @@ def _warnings_are_errors() -> Generator[None]:
             yield
         except LowbitWarning as warning:
             raise StrictModeError(
-                str(warning), hint="mend it, or prepare without strict=True to go on with a warning"
+                str(warning), hint="mend it, or go on with a warning: without strict=True or --strict"
             ) from warning
 
 
@@ -355,7 +355,7 @@ def _check_all_lowered(ledger: Ledger, backend: Backend) -> None:
                 "\n".join(filter(None, (f"%{d.node} ({d.target}): {d.reason}", d.detail, d.source)))
                 for d in missed
             ),
-            hint="lowbit.explain(model, node) says what to do; without strict=True they stay float",
+            hint="explain says what to do about each; without strict=True or --strict they stay float",
         )
 
 
@@ -433,7 +433,7 @@ def _named_backend(model: GraphModule, name: str | None) -> Backend:
 
 
 def _warn_if_nothing_rounds(prepared: GraphModule) -> None:
-    observers = [module for module in prepared.children() if isinstance(module, ObserverBase)]
+    observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     if observers and not any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
         warnings.warn(
             NothingRoundedWarning(
@@ -445,7 +445,7 @@ def _warn_if_nothing_rounds(prepared: GraphModule) -> None:
 
 
 def _warn_if_calibration_rounds(prepared: GraphModule) -> None:
-    if any(isinstance(module, FakeQuantizeBase) for module in prepared.children()):
+    if any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
         warnings.warn(
             RoundedCalibrationWarning(
                 "the quantizer's specs ask for fake quantizers, which are for training: they observe in "

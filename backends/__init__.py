@@ -3,6 +3,7 @@
 from .base import Backend
 from .capabilities import Capabilities, Capability, Preset
 from .composable import ComposableQuantizer, compose_backends
+from .finding import Finding
 from .registry import backend_names, get_backend, register_backend
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Capabilities",
     "Capability",
     "ComposableQuantizer",
+    "Finding",
     "Preset",
     "backend_names",
     "compose_backends",

@@ -32,6 +32,9 @@ _FOLLOWED: Final = (torch.float32, torch.bfloat16, None)
 ConfigOf = Callable[[tuple[Node, ...]], "QuantizationConfig | None"]
 """The configuration for the operators of a match; None leaves them float."""
 
+WhyNone = Callable[[tuple[Node, ...]], str]
+"""Why there is none for them, in one sentence."""
+
 
 _NO_PATTERN: Final = Refusal("no-pattern", "the backend has no operator pattern for it")
 
@@ -42,6 +45,7 @@ class _Annotator:
     config_of: ConfigOf
     ledger: Ledger
     left_float: Mapping[Any, Refusal]
+    why_none: WhyNone
     claimed: set[Node]
     low_outputs: set[Node] = attrs.Factory(set)
     """Outputs of operators that can write low precision."""
@@ -57,6 +61,8 @@ def annotate_patterns(
     config_of: ConfigOf,
     ledger: Ledger,
     left_float: Mapping[Any, Refusal] | None = None,
+    *,
+    why_none: WhyNone = lambda nodes: "no configuration applies to it",
 ) -> None:
     """Annotate every occurrence of ``patterns`` in a canonical float graph.
 
@@ -68,7 +74,7 @@ def annotate_patterns(
 
     def annotate(seen: Graph) -> None:
         claimed = {node for node in seen.nodes if is_annotated(node)}
-        _annotate(_Annotator(seen, config_of, ledger, left_float or {}, claimed), ordered)
+        _annotate(_Annotator(seen, config_of, ledger, left_float or {}, why_none, claimed), ordered)
 
     annotate_as_inference(graph, annotate, ledger)
 
@@ -113,7 +119,7 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
             continue
         config = state.config_of(match.nodes)
         if config is None:
-            state.ledger.missed("not-configured", anchor, "no configuration applies to it")
+            state.ledger.missed("not-configured", anchor, state.why_none(match.nodes))
             continue
         refusal = _mode_refusal(pattern, config)
         if refusal is not None:
@@ -238,7 +244,7 @@ def _follower_refusal(
         return "several-results", "its results are handed on together"
     config = state.config_of((node,))
     if config is None:
-        return "not-configured", "no configuration applies to it"
+        return "not-configured", state.why_none((node,))
     if len(set(map(_dtype, (*sources, *results))) - {None}) > 1 or _dtype(results[0]) not in _FOLLOWED:
         return "activation-not-float32", ""
     refusal = _mode_refusal(pattern, config) or pattern.refusal(Occurrence(sources, results[0]))

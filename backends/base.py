@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -11,6 +11,7 @@ from ..matchers.operator_pattern import OperatorPattern
 from ..passes.pipeline import Pipeline
 from .by_hand import ByHand
 from .capabilities import Capabilities, Preset, capabilities_of
+from .finding import Finding
 
 __all__ = ["Backend"]
 
@@ -29,11 +30,14 @@ class Backend:
         lowered_by: that program and how it is called, in one sentence.
         prepare_qat: FLOAT → OBSERVED, for quantization-aware training; None where the backend has no presets
             for it.
-        presets: the configurations that its quantizer may be given, by name.
+        presets: the configurations that its quantizer may be given, by name; the one to take comes first.
         device: type of the device that its kernels run on, None for any.
         architecture: of the processors that its kernels are for, None for any that the device may have: two
             backends of one device type whose architectures differ have no machine in common.
         is_available: whether they run on this machine.
+        is_default: whether it is taken where nobody names a backend, if its kernels run on this machine.
+        checks: what it finds on this machine that matters to its kernels, for ``lowbit doctor``; asked where
+            they run.
         by_hand: what its quantizer annotates without a pattern.
         parts: of a composition, the backends that it is made of.
     """
@@ -50,6 +54,8 @@ class Backend:
     device: str | None = None
     architecture: str | None = None
     is_available: Callable[[], bool] = lambda: True
+    is_default: bool = False
+    checks: Callable[[], Iterable[Finding]] = tuple
     by_hand: tuple[ByHand, ...] = ()
     parts: tuple[Backend, ...] = ()
 

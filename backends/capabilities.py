@@ -21,10 +21,14 @@ class Preset:
     Args:
         name: kebab-case, unique in the backend: ``static``, ``dynamic``, ``static-qat``.
         config: makes it.
+        suits: whether it is right for this machine. Where nobody chooses, the first that suits is taken.
+        unsuited: why it is not where it does not, half a sentence.
     """
 
     name: str
     config: Callable[[], QuantizationConfig]
+    suits: Callable[[], bool] = lambda: True
+    unsuited: str = ""
 
 
 @attrs.frozen

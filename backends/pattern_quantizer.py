@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import UnsupportedError
+from ..ir.bodies import is_body
 from ..ir.ledger import Ledger
 from ..ir.quantizer import Quantizer
 from ..ir.specs import QuantizationConfig
@@ -123,9 +124,13 @@ class PatternQuantizer(Quantizer):
         Warns with IneffectiveSettingWarning of settings that decide about nothing that could be quantized.
         """
         selection, graph = self._selection, model.graph
-        selection.check_selectors(graph)
+        if not is_body(model):
+            selection.check_selectors(model)
         for each in self.by_hand:
             each.annotate(graph, selection.of, self._ledger)
-        annotate_patterns(graph, self.patterns, selection.of, self._ledger, self.left_float)
-        selection.warn_of_idle_selectors(graph)
+        annotate_patterns(
+            graph, self.patterns, selection.of, self._ledger, self.left_float, why_none=selection.why_none
+        )
+        if not is_body(model):
+            selection.warn_of_idle_selectors(model)
         return model

@@ -24,7 +24,13 @@ PREPARE = Pipeline((Normalize(), FoldBatchNorm(), Annotate(), ResolveSharing(), 
 """FLOAT → OBSERVED, for post-training quantization."""
 
 PREPARE_QAT = Pipeline(
-    (Normalize(keep_gradients=True), Annotate(), FuseConvBnQat(), ResolveSharing(), InsertFakeQuantizers())
+    (
+        Normalize(keep_gradients=True),
+        Annotate(bodies=False),
+        FuseConvBnQat(),
+        ResolveSharing(),
+        InsertFakeQuantizers(),
+    )
 )
 """FLOAT → OBSERVED, for quantization-aware training."""
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import attrs
 import torch
 from torch._ops import OpOverloadPacket  # the class of every ATen operator has no public name
-from torch.fx import Graph, Node
+from torch.fx import GraphModule, Node
 
 from ..errors import IneffectiveSettingWarning, SpecError, UnknownNameError
+from ..ir.attributes import nested_graph_modules
 from ..ir.canonical_operators import ALIASES, canonical_name, written_name
 from ..ir.location import ModuleCall, module_stack
 from ..ir.schema import OpOverload, operator_name
@@ -165,30 +166,43 @@ class ConfigSelection:
         agree = all(selector is None or selector.config == config for selector in others)
         return config if agree else None
 
+    def why_none(self, nodes: tuple[Node, ...]) -> str:
+        """Why :meth:`of` gives None for ``nodes``, in one sentence."""
+        leader = self._explicit(nodes[0])
+        if leader is None and self._default is None:
+            return "no configuration applies to it"
+        if leader is None or leader.config is not None:
+            return "what it would be quantized with is configured in another way"
+        if leader.kind == "module name":
+            return f"the module {leader.name!r} was set to stay float (--left-float, set_module_name)"
+        return f"the {leader} was set to stay float"
+
     def _explicit(self, node: Node) -> _Selector | None:
         stack = module_stack(node.meta) if self._selectors else []
         applying = [s for s in self._selectors.values() if s.selects(node, stack)]
         return max(applying, key=lambda s: _strength(s, stack), default=None)
 
-    def check_selectors(self, graph: Graph) -> None:
-        """See that every setting selects something, before operators are asked about.
+    def check_selectors(self, model: GraphModule) -> None:
+        """See that every setting selects something of ``model``, or of a body in it.
 
         Raises:
             UnknownNameError: one does not; the hint has the nearest names of the model.
         """
-        self._decided.clear()
-        nodes = _with_stacks(graph) if self._selectors else []
+        nodes = _with_stacks(model) if self._selectors else []
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
+                self._decided.clear()
                 raise _selects_nothing(selector, nodes)
 
-    def warn_of_idle_selectors(self, graph: Graph) -> None:
+    def warn_of_idle_selectors(self, model: GraphModule) -> None:
         """Warn with IneffectiveSettingWarning of settings that decided about no operator asked about.
 
-        What stays float by itself may be said to stay float.
+        To be called once all of ``model`` has been asked about, its bodies before it. What stays float by
+        itself may be said to stay float.
         """
         idle = [selector for key, selector in self._selectors.items() if key not in self._decided]
-        nodes = _with_stacks(graph) if idle else []
+        self._decided.clear()
+        nodes = _with_stacks(model) if idle else []
         for selector in idle:
             selected = [node for node, stack in nodes if selector.selects(node, stack)]
             stronger = [s for n in selected if (s := self._explicit(n)) is not None and s is not selector]
@@ -203,8 +217,10 @@ class ConfigSelection:
             warnings.warn(IneffectiveSettingWarning(text), stacklevel=2)
 
 
-def _with_stacks(graph: Graph) -> list[tuple[Node, list[ModuleCall]]]:
-    return [(node, module_stack(node.meta)) for node in graph.nodes if node.op == "call_function"]
+def _with_stacks(model: GraphModule) -> list[tuple[Node, list[ModuleCall]]]:
+    graphs = (model.graph, *(module.graph for module in nested_graph_modules(model)))
+    nodes = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
+    return [(node, module_stack(node.meta)) for node in nodes]
 
 
 def _called(node: Node) -> str:

@@ -21,12 +21,14 @@ __all__ = [
     "FreeNames",
     "constant_value",
     "delete_unused",
+    "drop_tensor",
     "find_attribute",
     "get_attribute",
     "get_tensor",
     "is_constant",
     "nested_graph_modules",
     "set_tensor",
+    "share_tensor",
 ]
 
 
@@ -111,16 +113,7 @@ def set_tensor(
     Raises:
         GraphInputError: a part of ``target`` is taken by something that is neither a module nor a tensor.
     """
-    *parents, name = target.split(".")
-    owner = gm
-    for part in parents:
-        child = getattr(owner, part, None)
-        if child is None:
-            child = torch.nn.Module()
-            owner.add_module(part, child)
-        if not isinstance(child, torch.nn.Module):
-            raise _taken(target, part, child)
-        owner = child
+    owner, name = _owner(gm, target)
     old = getattr(owner, name, None)
     if old is not None and not isinstance(old, torch.Tensor):
         raise _taken(target, name, old)
@@ -134,6 +127,54 @@ def set_tensor(
         owner.register_parameter(name, parameter)
     else:
         owner.register_buffer(name, tensor.detach(), persistent=persistent)
+
+
+def _owner(gm: torch.nn.Module, target: str) -> tuple[torch.nn.Module, str]:
+    """The module that what is at ``target`` belongs to, created if it is missing, and its name there."""
+    *parents, name = target.split(".")
+    owner = gm
+    for part in parents:
+        child = getattr(owner, part, None)
+        if child is None:
+            child = torch.nn.Module().train(gm.training)
+            owner.add_module(part, child)
+        if not isinstance(child, torch.nn.Module):
+            raise _taken(target, part, child)
+        owner = child
+    return owner, name
+
+
+def share_tensor(source: torch.nn.Module, target: str, destination: torch.nn.Module, name: str) -> None:
+    """Put the very tensor that ``source`` has at ``target`` at ``name`` of ``destination``, which is free.
+
+    It is a parameter, a persistent buffer, a buffer or a plain constant there as it is here.
+
+    Raises:
+        GraphInputError: a part of ``name`` is taken by something that is no module.
+    """
+    tensor = get_tensor(source, target)
+    owner, old_name = _owner(source, target)
+    new_owner, new_name = _owner(destination, name)
+    if old_name in owner._buffers:
+        persistent = old_name not in owner._non_persistent_buffers_set
+        new_owner.register_buffer(new_name, tensor, persistent=persistent)
+    else:
+        setattr(new_owner, new_name, tensor)  # registers parameters
+
+
+def drop_tensor(gm: torch.nn.Module, target: str) -> None:
+    """Remove the tensor at ``target``, and the containers around it that are empty then."""
+    owner, name = _owner(gm, target)
+    delattr(owner, name)
+    path, _, name = target.rpartition(".")
+    while (
+        path
+        and type(owner) is torch.nn.Module
+        and not (owner._parameters or owner._buffers or owner._modules)
+    ):
+        owner, name = _owner(gm, path)
+        delattr(owner, name)
+        path = path.rpartition(".")[0]
 
 
 def _taken(target: str, part: str, value: object) -> GraphInputError:

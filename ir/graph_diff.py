@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from .alignment import align
+from .arguments import inputs, literals, shape
+from .comparable_graph import deed
+from .group_labels import GroupLabels
 from .points import map_points
 from .snapshot import NodeRecord, Snapshot, changed_attributes
 from .specs import EdgeOrNode
-from .text.short import format_arguments
+from .subsequences import longest_kept_order
 
 __all__ = ["ASPECTS", "Aspect", "AttributeChange", "GraphDiff", "NodeChange", "diff"]
 
@@ -153,7 +154,8 @@ def diff(before: Snapshot, after: Snapshot) -> GraphDiff:
     """Compare two snapshots, of one graph at two moments or of two graphs.
 
     Nodes are aligned as :func:`~lowbit.ir.alignment.align` says. What a node reads is what it read before as
-    long as that is the same node, whatever became of it.
+    long as that is the same node, whatever became of it. Of two graphs, names and numbers that were only
+    counted up are not compared: those of nodes, of observers and of sharing groups.
     """
     return _Comparison(before, after).diff()
 
@@ -164,8 +166,18 @@ class _Comparison:
         self.new_of = align(before, after)
         self.old_of = {new: old for old, new in self.new_of.items()}
         # Most diffs are of one graph, whose nodes are the same objects.
-        self.is_renamed = any(old is not new for old, new in self.new_of.items())
         self.is_of_one_graph = any(old is new for old, new in self.new_of.items())
+        self.has_new_objects = any(old is not new for old, new in self.new_of.items())
+        if not self.is_of_one_graph:
+            old, new = before.records, after.records
+            self.groups_before = GroupLabels(
+                [(b, old[a]) for a, b in self.new_of.items()],
+                {record.name: self._renewed(node) for node, record in old.items()},
+            )
+            self.groups_now = GroupLabels(
+                [(b, new[b]) for b in self.new_of.values()],
+                {record.name: node for node, record in new.items()},
+            )
 
     def diff(self) -> GraphDiff:
         return GraphDiff(tuple(self._nodes()), tuple(self._attributes()))
@@ -174,7 +186,7 @@ class _Comparison:
         old, new = self.before.records, self.after.records
         kept = list(self.new_of.values())
         order = [self.new_of[node] for node in old if node in self.new_of]
-        moved = set(kept) - _longest_kept_order(order, kept)
+        moved = set(kept) - longest_kept_order(order, kept)
         position = {node: i for i, node in enumerate(old)}
         removed = [node for node in old if node not in self.new_of]
         shown = 0
@@ -197,35 +209,38 @@ class _Comparison:
             yield NodeChange(("removed",), node, None, old[node], None)
 
     def _aspects(self, old: NodeRecord, new: NodeRecord) -> Iterator[Aspect]:
-        if not self.is_renamed and old.same_as(new):
+        if not self.has_new_objects and old.same_as(new):
             return
-        if (old.op, old.target) != (new.op, new.target):
+        if self._does(old, self.before) != self._does(new, self.after):
             yield "retargeted"
-        read_before, read_now = self._read(old, self._renewed), self._read(new, _same)
+        read_before, read_now = [self._renewed(node) for node in inputs(old)], inputs(new)
         if read_before != read_now:
             yield "rewired"
-        before, now = _literals(old), _literals(new)
         # The same nodes and literals in another arrangement are other arguments, too.
-        arrangement_differs = read_before == read_now and _shape(old) != _shape(new)
-        if before != now or arrangement_differs:
+        is_rearranged = read_before == read_now and shape(old) != shape(new)
+        if is_rearranged or literals(old) != literals(new):
             yield "edited"
-        if self._annotation(old, self._renewed) != self._annotation(new, _same) or (
-            (old.groups, old.kernel) != (new.groups, new.kernel)
-        ):
+        annotation_differs = self._annotation(old, self._renewed) != self._annotation(new, _same)
+        if annotation_differs or old.kernel != new.kernel or not self._groups_are_same(old, new):
             yield "annotated"
-        if old.name != new.name:
+        if self.is_of_one_graph and old.name != new.name:
             yield "renamed"
+
+    def _does(self, record: NodeRecord, snapshot: Snapshot) -> Hashable:
+        if self.is_of_one_graph or record.op != "call_module":
+            return record.op, record.target
+        return deed(record, snapshot)
 
     def _renewed(self, node: Node) -> Node:
         return self.new_of.get(node, node)
 
-    def _read(self, record: NodeRecord, rename: Callable[[Node], Node]) -> list[Node]:
-        nodes: list[Node] = []
-        map_arg((record.args, dict(record.kwargs)), lambda n: nodes.append(rename(n)))  # pyright: ignore[reportArgumentType]
-        return nodes
+    def _groups_are_same(self, old: NodeRecord, new: NodeRecord) -> bool:
+        if self.is_of_one_graph or old.groups is None or new.groups is None:
+            return old.groups == new.groups
+        return self.groups_before.of(old) == self.groups_now.of(new)
 
     def _annotation(self, record: NodeRecord, rename: Callable[[Node], Node]) -> tuple[Any, ...] | None:
-        if record.annotation is None or not self.is_renamed:
+        if record.annotation is None or not self.has_new_objects:
             return record.annotation
 
         def point(value: EdgeOrNode) -> EdgeOrNode:
@@ -236,70 +251,33 @@ class _Comparison:
         return renamed, map_points(output, point), sharing, annotated
 
     def _attributes(self) -> Iterator[AttributeChange]:
-        for target in changed_attributes(self.before, self.after):
-            old, new = self.before.attributes[target], self.after.attributes[target]
+        for source, target in self._changed_attributes():
+            old, new = self.before.attributes[source], self.after.attributes[target]
             if old is not None and new is not None and old.graph is not None and new.graph is not None:
                 inside = diff(old.graph, new.graph)
                 if inside:
                     yield AttributeChange(target, "graph", inside)
-            elif old is not None and new is not None and not self.is_of_one_graph and new.equals(old):
-                continue  # two models have tensors of their own, also where they are the same
             else:
                 written = old is not None and new is not None and new.written_since(old)
                 yield AttributeChange(target, "written" if written else "replaced")
 
+    def _changed_attributes(self) -> Iterator[tuple[str, str]]:
+        """The targets, before and after, of attributes that may hold something else now."""
+        if self.is_of_one_graph:
+            yield from ((target, target) for target in changed_attributes(self.before, self.after))
+            return
+        # Two models have tensors of their own, also where they are the same, and number their observers.
+        pairs = ((self.before.records[old], self.after.records[new]) for old, new in self.new_of.items())
+        targets = ((a.target, b.target) for a, b in pairs if a.op == b.op and _refers_to_one(a, b))
+        for source, target in dict.fromkeys(targets):
+            old, new = self.before.attributes[source], self.after.attributes[target]
+            if old is not new and (old is None or new is None or old.graph or not new.equals(old)):
+                yield source, target
+
+
+def _refers_to_one(old: NodeRecord, new: NodeRecord) -> bool:
+    return old.op == "call_module" or (old.op == "get_attr" and old.target == new.target)
+
 
 def _same(node: Node) -> Node:
     return node
-
-
-def _literals(record: NodeRecord) -> list[str]:
-    literals: list[str] = []
-
-    def collect(argument: Any) -> None:
-        if isinstance(argument, Node):
-            return
-        if isinstance(argument, (list, tuple)):
-            for item in argument:
-                collect(item)
-        elif isinstance(argument, Mapping):
-            for key, item in argument.items():
-                literals.append(repr(key))
-                collect(item)
-        else:
-            literals.append(repr(argument))
-
-    collect(record.args)
-    collect(record.kwargs)
-    return literals
-
-
-def _shape(record: NodeRecord) -> str:
-    """The arguments without the names of nodes."""
-    args, kwargs = map_arg((record.args, dict(record.kwargs)), lambda _: None)  # pyright: ignore[reportArgumentType]
-    return format_arguments(args, kwargs)
-
-
-def _longest_kept_order(before: list[Node], after: list[Node]) -> set[Node]:
-    """The largest set of nodes that stand in the same order in both (patience sorting, n log n)."""
-    if before == after:
-        return set(after)
-    position = {node: i for i, node in enumerate(before)}
-    tails: list[int] = []  # tails[k]: smallest last position of an increasing run of length k + 1
-    ends: list[Node] = []
-    previous: dict[Node, Node | None] = {}
-    for node in after:
-        k = bisect.bisect_left(tails, position[node])
-        previous[node] = ends[k - 1] if k else None
-        if k == len(tails):
-            tails.append(position[node])
-            ends.append(node)
-        else:
-            tails[k] = position[node]
-            ends[k] = node
-    kept: set[Node] = set()
-    node = ends[-1] if ends else None
-    while node is not None:
-        kept.add(node)
-        node = previous[node]
-    return kept

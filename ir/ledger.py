@@ -91,9 +91,30 @@ class _Said:
 
 @attrs.define
 class Ledger:
-    """Collects decisions, one per node, the latest standing."""
+    """Collects decisions, one per node, the latest standing.
+
+    That of a model has those of its bodies too, under the names of the bodies. See :meth:`inside`.
+    """
 
     _entries: dict[str, _Entry] = attrs.Factory(dict)
+    _prefix: str = ""
+    _origin: dict[str, Any] = attrs.Factory(dict)
+
+    def inside(self, body: str, callers: Iterable[Node]) -> Ledger:
+        """The part of this ledger about the nodes of a body of ``cond`` and the like.
+
+        What is written to one is in the other. Nodes are asked about as in any ledger; here they go by
+        ``body.name``.
+
+        Args:
+            body: the name of the body.
+            callers: what runs it, behind what runs the bodies it is in. Bodies are traced apart, and may not
+                say which module they are of: then they are of that of the nearest caller that says.
+        """
+        origin = dict(self._origin)
+        for caller in callers:
+            origin |= _origin_of(caller)
+        return Ledger(self._entries, f"{self._prefix}{body}.", origin)
 
     def quantized(
         self,
@@ -115,7 +136,6 @@ class Ledger:
         detail: str = "",
         *,
         intended: bool = False,
-        inside: tuple[Node, str] | None = None,
     ) -> None:
         """``node`` stays float because of ``reason``, unless a later entry says otherwise.
 
@@ -124,17 +144,12 @@ class Ledger:
             node: the operator.
             detail: one sentence for people.
             intended: as in :class:`Decision`.
-            inside: of a node in a body: the operator whose body it is, and the body's name.
         """
-        self._write(node, _Said("float", reason, detail, intended), inside)
+        self._write(node, _Said("float", reason, detail, intended))
 
-    def _write(self, node: Node, said: _Said, inside: tuple[Node, str] | None = None) -> None:
-        name = node.name if inside is None else f"{inside[1]}.{node.name}"
-        # Bodies are traced apart, and may not say which module they are of.
-        sources = (node,) if inside is None else (inside[0], node)
-        origin: dict[str, Any] = {}
-        for source in sources:
-            origin |= {key: value for key in _ORIGIN if (value := source.meta.get(key))}
+    def _write(self, node: Node, said: _Said) -> None:
+        name = self.name_of(node)
+        origin = self._origin | _origin_of(node)
         before = self._entries.get(name)
         intended = said.intended or (before is not None and before.intended)
         self._entries[name] = _Entry(
@@ -146,42 +161,60 @@ class Ledger:
             origin,
             intended,
             said.kernel,
-            said.runs_at,
+            said.runs_at and self._prefix + said.runs_at,
         )
+
+    def _own(self) -> list[str]:
+        """The names of the entries about nodes of the graph that this ledger is of; of no body in it."""
+        start = len(self._prefix)
+        return [n for n in self._entries if n.startswith(self._prefix) and "." not in n[start:]]
 
     def retire(self, names: Container[str]) -> None:
         """Say of what was to be quantized, and is not among the operators ``names``, that it is gone.
 
         Only what is there for training is: a BatchNorm that nobody reads keeps its convolution alive then.
         """
-        for name, entry in self._entries.items():
+        for name in self._own():
+            entry = self._entries[name]
             is_meant = entry.status == "quantized" and entry.reason != "batch-norm" and not entry.kernel
-            if is_meant and name not in names:
+            if is_meant and name.removeprefix(self._prefix) not in names:
                 detail = "nothing reads its result in inference"
                 self._entries[name] = attrs.evolve(
                     entry, status="float", reason="training-only", detail=detail
                 )
 
     def __contains__(self, node: Node) -> bool:
-        return node.name in self._entries
+        return self.name_of(node) in self._entries
+
+    def name_of(self, node: Node) -> str:
+        """What ``node`` goes by in the decisions: in a body its name is behind that of the body."""
+        return self._prefix + node.name
 
     def says_quantized(self, node: Node) -> bool:
         """Whether the latest entry about ``node`` is that it runs in low precision."""
-        entry = self._entries.get(node.name)
+        entry = self._entries.get(self.name_of(node))
         return entry is not None and entry.status == "quantized"
 
     def reason_of(self, node: Node) -> str | None:
         """The reason of the latest entry about ``node``, or None."""
-        entry = self._entries.get(node.name)
+        entry = self._entries.get(self.name_of(node))
         return None if entry is None else entry.reason
 
     def keep(self, names: Iterable[str]) -> None:
-        """Forget all decisions but those about the nodes ``names``, and put these in their order."""
-        self._entries = {name: self._entries[name] for name in names}
+        """Forget all decisions but those about the nodes ``names``, and put these in their order.
+
+        Those about other graphs stay; those about a model come before those about its bodies.
+        """
+        own = {name: self._entries.pop(name) for name in self._own()}
+        kept = {name: own[name] for name in (self._prefix + name for name in names)}
+        others = dict(self._entries)
+        self._entries.clear()
+        for part in (others, kept) if self._prefix else (kept, others):
+            self._entries.update(part)
 
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""
-        return Ledger(dict(self._entries))
+        return Ledger(dict(self._entries), self._prefix, self._origin)
 
     @property
     def entries(self) -> tuple[_Entry, ...]:
@@ -192,3 +225,7 @@ class Ledger:
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions, in graph order once ``annotate`` is through, before that as nodes are first met."""
         return tuple(entry.decision() for entry in self._entries.values())
+
+
+def _origin_of(node: Node) -> dict[str, Any]:
+    return {key: value for key in _ORIGIN if (value := node.meta.get(key))}

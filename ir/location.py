@@ -51,6 +51,8 @@ def module_stack(meta: Mapping[str, Any]) -> list[ModuleCall]:
 def _dotted(path: str) -> str:
     # Strict export may write paths as expressions on the root: L['self'].layer1[0].
     path = re.sub(r"^L\['self'\]\.?", "", path)
+    # In bodies of control flow it calls the root by this name.
+    path = re.sub(r"^_export_root(\.|$)", "", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     # A module called again is told apart by a suffix: relu, relu@1.
     return path.split("@")[0]

@@ -14,6 +14,7 @@ __all__ = [
     "BACKEND_CONFIG_KEY",
     "BACKEND_KEY",
     "BLOCK_KEY",
+    "BODY_KEY",
     "GROUPS_KEY",
     "ID_KEY",
     "KERNEL_KEY",
@@ -73,5 +74,8 @@ LEDGER_KEY: Final = "lowbit.ledger"
 """``Ledger``, the decisions so far; written by the verbs."""
 QAT_KEY: Final = "lowbit.qat"
 """``True`` on graphs prepared for training; written by ``insert-fake-quantizers``, gone after conversion."""
+BODY_KEY: Final = "lowbit.body"
+"""``True`` on bodies of ``cond`` and the like that passes go into, ``False`` on what stands beside them;
+written by the pass manager while it runs (:mod:`lowbit.ir.bodies`)."""
 NEXT_ID_KEY: Final = "lowbit.next_id"
 """``int``, the id that the next new node gets; written by the pass manager."""

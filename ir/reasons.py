@@ -23,7 +23,8 @@ class Reason:
 
     Args:
         meaning: one sentence.
-        advice: what to do about it, one sentence.
+        advice: what to do about it, one sentence. It is read behind Python and behind the command ``lowbit``,
+            so what is done in one way only has the other beside it.
     """
 
     meaning: str
@@ -31,9 +32,9 @@ class Reason:
 
 
 _NOTHING: Final = "nothing: there is no faster way to run it"
-_CONFIGURE: Final = "set a configuration that selects it, or leave it float"
+_CONFIGURE: Final = "let a configuration select it (set_global, or without --left-float), or leave it float"
 _OTHER_MODE: Final = (
-    "use a preset of that mode for it (set_module_type, set_function_type), or leave it float"
+    "use a preset of that mode (--preset; for a part of the model set_module_type), or leave it float"
 )
 _CONSTANT: Final = "let the forward read a parameter or buffer directly, and write to none of them"
 _OWN_PRESET: Final = "quantize with a preset of the backend that the model is lowered for"
@@ -45,7 +46,7 @@ _SPLIT: Final = "export what is in the region by itself, without the region arou
 
 _SELECTION: Final = {
     "not-configured": Reason(
-        "no configuration applies to the operator, or the one that does is None", _CONFIGURE
+        "no configuration applies to the operator, or it was set to stay float", _CONFIGURE
     ),
     "not-annotated": Reason(
         "the quantizer neither annotated the operator nor said why",
@@ -61,8 +62,12 @@ _SELECTION: Final = {
     ),
     "training-only": Reason("the operator is not there in inference", "nothing: it costs nothing then"),
     "control-flow-body": Reason(
-        "it is in a body of cond, while_loop or the like, which no pass goes into",
+        "it is in a body of control flow that no pass goes into; the detail says why",
         "move the operator out of the body, or choose the branch before exporting",
+    ),
+    "body-not-calibrated": Reason(
+        "it is in a branch or loop that no calibration batch ran, so nothing is known of its tensors",
+        "calibrate with data that takes every branch",
     ),
 }
 
@@ -113,11 +118,11 @@ _TENSORS: Final = {
     ),
     "float-input": Reason(
         "it follows its inputs, and not all of them are in low precision",
-        "quantize what makes the others; explain() says why they stay float",
+        "quantize what makes the others; explain says why they stay float",
     ),
     "no-low-precision-reader": Reason(
         "nothing reads its result in low precision, so running it there would gain nothing",
-        "quantize what reads it; explain() says why that stays float",
+        "quantize what reads it; explain says why that stays float",
     ),
     "several-results": Reason("its results are handed on together, not one by one", _NOTHING),
     **{
@@ -129,7 +134,7 @@ _TENSORS: Final = {
 _KERNELS: Final = {
     "no-kernel": Reason(
         "it is quantized, and no kernel of the backend takes it as it stands here",
-        "see the nearest miss in explain(); the compiler runs it in float between quantize and dequantize",
+        "see the nearest miss in explain; the compiler runs it in float between quantize and dequantize",
     ),
     "no-int8-kernel": Reason("the backend has no int8 kernel of this operator", _NOTHING),
     "pointwise": Reason("it is pointwise; the compiler fuses it with what is around it, in float", _NOTHING),
@@ -139,7 +144,7 @@ _KERNELS: Final = {
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
     "sum-read-in-float": Reason(
         "the kernel adds and quantizes, and the sum is read in float",
-        "quantize what reads it; explain() says why that stays float",
+        "quantize what reads it; explain says why that stays float",
     ),
     "accumulator-is-input": Reason("what the kernel would add into is what it reads too", _NOTHING),
     "accumulator-dtype-differs": Reason(

@@ -8,7 +8,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .annotation import get_annotation
-from .control_flow import explain_bodies
+from .bodies import explain_bodies, is_body
+from .control_flow import bodies
 from .ledger import Ledger
 from .operators import is_float_operator
 from .specs import QuantizationSpecBase
@@ -35,7 +36,16 @@ def settle(gm: GraphModule, ledger: Ledger) -> None:
         elif node not in ledger:
             ledger.missed("not-annotated", node, "the quantizer says nothing of it")
     ledger.keep([node.name for node in operators])
-    explain_bodies(gm, ledger)
+    if not is_body(gm):
+        _forget_what_is_gone(gm, ledger)
+        explain_bodies(gm, ledger)
+
+
+def _forget_what_is_gone(gm: GraphModule, ledger: Ledger) -> None:
+    """Bodies that no pass went into are not settled by themselves."""
+    for body in bodies(gm):
+        inside = ledger.inside(body.name, body.callers)
+        inside.keep([n.name for n in body.module.graph.nodes if is_float_operator(n) and n in inside])
 
 
 def _annotated_low(node: Node) -> tuple[bool, bool]:

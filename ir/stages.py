@@ -6,6 +6,7 @@ import enum
 
 from torch.fx import GraphModule
 
+from .attributes import nested_graph_modules
 from .meta import STAGE_KEY
 from .quantized_decomposed import DEQUANTIZE_OPS, QUANTIZE_OPS
 
@@ -38,10 +39,13 @@ def get_stage(gm: GraphModule) -> Stage:
     recorded = gm.meta.get(STAGE_KEY)
     if recorded is not None:
         return recorded
-    if any(gm.graph.find_nodes(op="call_function", target=op) for op in DEQUANTIZE_OPS):
+    graphs = [module.graph for module in (gm, *nested_graph_modules(gm))]
+    if any(graph.find_nodes(op="call_function", target=op) for graph in graphs for op in DEQUANTIZE_OPS):
         return Stage.QDQ
     # What is quantized and never dequantized is read by kernels.
-    quantizes = any(gm.graph.find_nodes(op="call_function", target=op) for op in QUANTIZE_OPS)
+    quantizes = any(
+        graph.find_nodes(op="call_function", target=op) for graph in graphs for op in QUANTIZE_OPS
+    )
     return Stage.LOWERED if quantizes else Stage.FLOAT
 
 

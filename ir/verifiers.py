@@ -37,11 +37,11 @@ def verify(gm: GraphModule, stage: Stage) -> None:
     """Check that ``gm`` keeps the rules of ``stage``.
 
     FLOAT, every stage: inputs stand before their users and belong to the graph, attributes and submodules
-    exist; the same goes for nested graphs (the branches of ``cond``, say). ANNOTATED: annotations name edges
-    that are there. OBSERVED: observers take one tensor. QDQ and after: no observer is left, literal scales
-    and zero points are legal, what is quantized is dequantized by the same parameters. REFERENCE: quantize
-    and dequantize are written out, integer accumulators read integers, and a convolution or linear that reads
-    dequantized tensors says why it computes in float.
+    exist. ANNOTATED: annotations name edges that are there. OBSERVED: observers take one tensor. QDQ and
+    after: no observer is left, literal scales and zero points are legal, what is quantized is dequantized by
+    the same parameters. REFERENCE: quantize and dequantize are written out, integer accumulators read
+    integers, and a convolution or linear that reads dequantized tensors says why it computes in float. All
+    of it goes for nested graphs (the branches of ``cond``, say) too.
 
     Raises:
         StageError: the broken rules, each with its node.
@@ -58,15 +58,17 @@ def broken_rules(gm: GraphModule, stage: Stage) -> list[tuple[Node, str]]:
     Raises:
         AnnotationError: an annotation on an edge that does not exist.
     """
-    problems = list(_structure(gm, set()))
-    if stage is Stage.ANNOTATED and not problems:
-        annotated_points(gm.graph)
-    elif stage is Stage.OBSERVED:
-        problems += _observed(gm)
-    elif stage in {Stage.QDQ, Stage.REFERENCE, Stage.LOWERED}:
-        problems += _quantized(gm)
-    if stage is Stage.REFERENCE:
-        problems += _reference(gm)
+    modules: dict[int, GraphModule] = {}
+    problems = list(_structure(gm, modules))
+    for module in modules.values():
+        if stage is Stage.ANNOTATED and not problems:
+            annotated_points(module.graph)
+        elif stage is Stage.OBSERVED:
+            problems += _observed(module)
+        elif stage in {Stage.QDQ, Stage.REFERENCE, Stage.LOWERED}:
+            problems += _quantized(module)
+        if stage is Stage.REFERENCE:
+            problems += _reference(module)
     return problems
 
 
@@ -86,8 +88,8 @@ def is_observer(module: object) -> bool:
     return isinstance(module, torch.nn.Module) and callable(getattr(module, "calculate_qparams", None))
 
 
-def _structure(gm: GraphModule, visited: set[int]) -> Iterator[tuple[Node, str]]:
-    visited.add(id(gm))
+def _structure(gm: GraphModule, visited: dict[int, GraphModule]) -> Iterator[tuple[Node, str]]:
+    visited[id(gm)] = gm
     find = AttributeFinder(gm).find
     seen: set[Node] = set()
     for node in gm.graph.nodes:

@@ -9,6 +9,8 @@ import attrs
 from torch.fx import GraphModule
 
 from ..errors import AnnotationError, NothingQuantizedWarning, PipelineError
+from ..ir.attributes import nested_graph_modules
+from ..ir.bodies import is_body
 from ..ir.ledger import Ledger
 from ..ir.points import annotated_points
 from ..ir.quantizer import Quantizer
@@ -28,12 +30,18 @@ class Annotate:
     Afterwards the ledger has one decision for every float operator, whatever the quantizer wrote there
     (:mod:`lowbit.ir.settle`).
 
+    A quantizer annotates each body of ``cond``, ``while_loop``, ``scan`` and ``map`` as it does a model.
+
+    Args:
+        bodies: whether it does. Training stays out of them.
+
     Warns with NothingQuantizedWarning when the quantizer annotated no tensor at all.
     """
 
     name: ClassVar[str] = "annotate"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = Stage.ANNOTATED
+    bodies: bool = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Annotate ``gm`` with ``context.quantizer``."""
@@ -49,9 +57,10 @@ class Annotate:
         finally:
             # The ledger goes with this model; what the quantizer does afterwards is of another.
             quantizer.bind_ledger(Ledger())
-        points = annotated_points(gm.graph)
+        # Bodies are annotated before the model they are of.
+        points = [annotated_points(module.graph) for module in (gm, *nested_graph_modules(gm))]
         settle(gm, context.ledger)
-        if not points:
+        if not is_body(gm) and not any(points):
             warnings.warn(
                 NothingQuantizedWarning(
                     f"{type(quantizer).__name__} annotated no tensor: the model stays float. Is a "

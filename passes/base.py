@@ -27,6 +27,9 @@ A pass that applies a rule at many places asks before each::
 Whoever looks for the application that breaks a model (:mod:`lowbit.tools.bisect`) lets the first *n* through
 and stops the pipeline behind the pass, so what is left undone need not keep the rules of the stage, but the
 graph must still run. A pass that does not ask is bisected as a whole.
+
+A pass with ``bodies: ClassVar[bool] = True`` is also run on each body of ``cond``, ``while_loop``, ``scan``
+and ``map``, before the model itself. A body then has its weights as attributes, as a model has.
 """
 
 from __future__ import annotations

@@ -25,18 +25,25 @@ class Contract:
 
     Args:
         steps: quantized (integer) values: so many steps of their scale.
-        roundings: float values: so many roundings, each by half of ``eps`` of the size of what is summed.
-        eps: the relative distance of neighbouring numbers in the dtype that is rounded to.
+        roundings: float values: so many roundings to ``dtype``, each by half the relative distance of its
+            neighbouring numbers, of the size of what is summed.
+        dtype: what is rounded to. If it is narrower than float32, what the graph says is of that dtype is
+            rounded to it as it is computed: it is stored so.
     """
 
     steps: int = 0
     roundings: int = 0
-    eps: float = torch.finfo(torch.float32).eps
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def tolerance(self) -> float:
+        """How far floats may be apart, as a share of the size of what is summed."""
+        return self.roundings * torch.finfo(self.dtype).eps / 2
 
     def __str__(self) -> str:
         if not self.steps and not self.roundings:
             return "equal values"
-        floats = f"{self.roundings} roundings by {self.eps / 2:.2g}" if self.roundings else "equal floats"
+        floats = f"{self.roundings} roundings to {self.dtype}" if self.roundings else "equal floats"
         return f"{self.steps} steps of integers, {floats}"
 
 
@@ -51,8 +58,17 @@ a rounded sum make four roundings."""
 _KERNELS: Final = Contract(steps=1, roundings=64)
 """Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most."""
 
-_BF16: Final = Contract(steps=8, roundings=8, eps=torch.finfo(torch.bfloat16).eps)
-"""bfloat16 keeps 8 bits: a rounding is half a step of 8-bit integers, and operators add some."""
+_BF16: Final = Contract(roundings=2, dtype=torch.bfloat16)
+"""Each operator rounds twice at most: with ``u`` half the distance of neighbouring numbers, and what is read
+as it was before the pass (casts and dequantize operators are compared by themselves),
+
+- a cast or a dequantize operator rounds what it gives: ``|y' - y| <= u |y|``;
+- so does any operator whose result is of the dtype, and rounded it is as it is stored, not before: torch
+  accumulates products in float32, which the oracle computes exactly;
+- a product of a weight that is stored rounded, ``w' = w (1 + d)`` with ``|d| <= u``, and a bias likewise, is
+  off by ``u`` of ``sum |x| |w| + |b|`` before it is rounded, and so by ``2 u`` of it (and ``u^2``) behind.
+
+What is quantized reads what it read, so integers are equal."""
 
 CONTRACTS: Final[Mapping[str, Contract]] = {
     "normalize": EXACT,

@@ -28,6 +28,7 @@ class DuplicateDequantize:
     name: ClassVar[str] = "duplicate-dequantize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Duplicate in place."""

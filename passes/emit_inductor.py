@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 import attrs
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import PipelineError
 from ..ir import quantized_decomposed as qd
 from ..ir.attributes import delete_unused
-from ..ir.control_flow import explain_bodies
+from ..ir.bodies import explain_bodies, is_body
 from ..ir.meta import KERNEL_KEY
 from ..ir.operators import is_float_operator, is_precision_change, maker
 from ..ir.reasons import REASONS
@@ -22,6 +23,8 @@ from .base import PassContext
 from .registry import register_pass
 
 __all__ = ["EmitInductor"]
+
+_CONTIGUOUS: Final = torch.ops.aten.contiguous.default
 
 
 @register_pass
@@ -37,6 +40,7 @@ class EmitInductor:
     name: ClassVar[str] = "emit-inductor"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = Stage.LOWERED
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Lower in place."""
@@ -86,10 +90,14 @@ class EmitInductor:
         _sink_dequantizes(gm.graph)
         operators = [node for node in gm.graph.nodes if is_float_operator(node)]
         context.ledger.retire({node.name for node in gm.graph.nodes})
+        returned = [node.meta.get("val") for node in gm.graph.output_node().all_input_nodes]
         replace_with_kernels(gm, context.patterns, lowered, refused, allows)
         left = set(gm.graph.nodes)
         _explain([node for node in operators if node in left], context)
-        explain_bodies(gm, context.ledger)
+        if not is_body(gm):
+            explain_bodies(gm, context.ledger)
+        if replaced and is_body(gm):
+            _keep_layouts(gm.graph, returned)
         if replaced:
             erase_unread(gm.graph)
             delete_unused(gm)
@@ -107,6 +115,28 @@ def _sink_dequantizes(graph: Graph) -> None:
             user = next(iter(node.users))
             if user.op != "output":
                 user.prepend(node)
+
+
+def _keep_layouts(graph: Graph, returned: list[Any]) -> None:
+    """Return images from a body in the layout that they had.
+
+    Kernels write channels-last. Branches of ``cond`` must agree on a layout, and so must the steps of a loop.
+
+    Args:
+        graph: the body.
+        returned: what it returned before, as fake tensors.
+    """
+    output = graph.output_node()
+    for node, value in zip(output.all_input_nodes, returned, strict=True):
+        if not isinstance(value, torch.Tensor) or value.dim() != 4 or not value.is_floating_point():
+            continue
+        in_rows = value.is_contiguous()
+        layout = torch.contiguous_format if in_rows else torch.channels_last
+        if in_rows or value.is_contiguous(memory_format=torch.channels_last):
+            with graph.inserting_before(output):
+                kept = graph.call_function(_CONTIGUOUS, (node,), {"memory_format": layout})
+            kept.meta = {"val": value}
+            output.replace_input_with(node, kept)
 
 
 def _reads_low_precision(node: Node) -> bool:

@@ -53,6 +53,7 @@ class FoldBatchNorm:
     name: ClassVar[str] = "fold-batch-norm"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""

@@ -33,6 +33,7 @@ class FoldQuantize:
     name: ClassVar[str] = "fold-quantize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Fold in place."""

@@ -48,6 +48,7 @@ class InsertObservers:
     name: ClassVar[str] = "insert-observers"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = Stage.OBSERVED
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Insert observers into ``gm``.

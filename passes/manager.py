@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from ..errors import GraphInputError, LowbitError, PassFailedError, StageError
 from ..ir.attributes import nested_graph_modules
+from ..ir.bodies import close_bodies, open_bodies, opened_bodies
 from ..ir.clone import clone_graph_module
 from ..ir.provenance import identify_new_nodes, identify_nodes
 from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
@@ -49,6 +50,9 @@ class PassManager:
         The copy shares its tensors with ``gm``; ``gm`` itself is never changed, also when a pass fails. Code
         is generated once, at the end.
 
+        A pass that says ``bodies = True`` is run on each body of ``cond``, ``while_loop``, ``scan`` and
+        ``map`` as if that were a model, and then on the model (:mod:`lowbit.ir.bodies`).
+
         Raises:
             GraphInputError: ``gm`` is not a graph module.
             StageError: ``gm`` is not at a stage the first pass runs at, or a pass broke the stage's rules.
@@ -80,6 +84,7 @@ class PassManager:
                     if isinstance(instrument, FailureInstrument):
                         instrument.failed(pass_, context, error, run.looking_on)
                 raise
+        close_bodies(work)
         _recompile(work)
         return work
 
@@ -104,10 +109,12 @@ class _Run:
         for instrument in self.each_instrument():
             instrument.before(pass_, work)
         started = time.perf_counter()
-        said_changed = _run_pass(work, pass_, context)
+        said_changed = _run_with_bodies(work, pass_, context)
         seconds = time.perf_counter() - started
         if pass_.ensures is not None:
             set_stage(work, pass_.ensures)
+            for body in opened_bodies(work):
+                set_stage(body.module, pass_.ensures)
         after = take_snapshot(work)
         identify_new_nodes(work, before, after, pass_.name)
         change = Change(index=index, before=before, after=after, seconds=seconds)
@@ -139,8 +146,19 @@ def _check_stage(gm: GraphModule, pass_: Pass) -> None:
         wanted = " or ".join(s.name for s in type(stage) if s in pass_.requires)
         raise StageError(
             f"the pass runs at stage {wanted}, and the graph is at {stage.name}",
-            hint="prepare_pt2e takes a FLOAT graph to OBSERVED, convert_pt2e to QDQ, lower_pt2e to LOWERED",
+            hint="prepare_pt2e takes a FLOAT graph to OBSERVED, convert_pt2e to QDQ, lower_pt2e to LOWERED; "
+            "lowbit passes lists the stages of each pass",
         )
+
+
+def _run_with_bodies(gm: GraphModule, pass_: Pass, context: PassContext) -> bool:
+    changed = False
+    if getattr(pass_, "bodies", False):
+        changed = open_bodies(gm)
+        for body in opened_bodies(gm):
+            inside = attrs.evolve(context, ledger=context.ledger.inside(body.name, body.callers))
+            changed |= _run_pass(body.module, pass_, inside)
+    return _run_pass(gm, pass_, context) or changed
 
 
 def _run_pass(gm: GraphModule, pass_: Pass, context: PassContext) -> bool:

@@ -10,6 +10,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..ir.attributes import delete_unused, nested_graph_modules
 from ..ir.canonical_operators import canonical_call
+from ..ir.control_flow import bodies
+from ..ir.ledger import Ledger
 from ..ir.schema import argument, complete_arguments, has_complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -62,8 +64,10 @@ class Normalize:
         """See :class:`~lowbit.passes.base.Pass`."""
         keep = self.keep_gradients
         changed = _normalize(gm, context, is_body=False, keep_gradients=keep)
-        for body in nested_graph_modules(gm):
-            changed |= _normalize(body, context, is_body=True, keep_gradients=keep)
+        ledgers = {id(b.module): context.ledger.inside(b.name, b.callers) for b in bodies(gm)}
+        for module in nested_graph_modules(gm):
+            inside = attrs.evolve(context, ledger=ledgers.get(id(module), Ledger()))
+            changed |= _normalize(module, inside, is_body=True, keep_gradients=keep)
         if changed:
             delete_unused(gm)
         return changed

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from ..errors import CalibrationDataError, NotCalibratedError
 from ..ir import quantized_decomposed as qd
 from ..ir.attributes import FreeNames, delete_unused, find_attribute, get_tensor, is_constant, set_tensor
+from ..ir.bodies import is_body
 from ..ir.inputs import replace_inputs
 from ..ir.location import locate
 from ..ir.meta import ANNOTATION_KEY, GROUPS_KEY
@@ -23,6 +24,7 @@ from ..ir.stages import Stage
 from ..ir.verifiers import is_observer
 from .base import PassContext
 from .registry import register_pass
+from .unseen_body import leave_float, never_ran
 
 __all__ = ["ObserversToQdq"]
 
@@ -38,12 +40,15 @@ class ObserversToQdq:
     Per-tensor scale and zero point become literals, per-channel ones buffers named after the tensor they
     belong to (``conv1.weight_scale``); dynamic observers become ``choose_qparams`` at run time, float16 ones
     a cast. Observers of constants are run on the constant as it is now, so weights loaded after calibration
-    count.
+    count. A branch that no calibration batch took stays float (``body-not-calibrated`` in the ledger).
+
+    Warns with UncalibratedBodyWarning of such a branch.
     """
 
     name: ClassVar[str] = "observers-to-qdq"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.OBSERVED})
     ensures: ClassVar[Stage | None] = Stage.QDQ
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Replace every observer of ``gm``.
@@ -52,7 +57,11 @@ class ObserversToQdq:
             NotCalibratedError: an observer saw no data.
         """
         modules = [(node, find_attribute(gm, node.target)) for node in gm.graph.find_nodes(op="call_module")]
-        calls = _observe_constants(gm, [(node, module) for node, module in modules if is_observer(module)])
+        found = [(node, module) for node, module in modules if is_observer(module)]
+        if is_body(gm) and never_ran([observer for _, observer in found]):
+            leave_float(gm, [node for node, _ in found], context)
+            found = []
+        calls = _observe_constants(gm, found)
         _check_calibrated(calls)
         names = FreeNames(gm)
         channel_qparams: dict[int, tuple[str, str]] = {}

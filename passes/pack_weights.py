@@ -33,6 +33,7 @@ class PackWeights:
     name: ClassVar[str] = "pack-weights"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.LOWERED})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Pack in place."""

@@ -34,6 +34,7 @@ class PropagateMetadata:
     name: ClassVar[str] = "propagate-metadata"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Complete the metadata in place. Metadata alone is not a change of the graph."""

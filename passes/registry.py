@@ -14,6 +14,9 @@ __all__ = ["PASS_NAME", "pass_class", "pass_names", "register_pass", "unknown_na
 PASS_NAME: Final = "[a-z0-9]+(?:-[a-z0-9]+)*"
 """What names of passes look like, as a regular expression: kebab-case."""
 
+_MOST: Final = 30
+"""Names that an error lists, where none is near."""
+
 _classes: dict[str, type[Pass]] = {}
 
 P = TypeVar("P", bound=Pass)
@@ -64,5 +67,6 @@ def unknown_name(kind: str, name: str, known: tuple[str, ...]) -> UnknownNameErr
     if near:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
     else:
-        hint = f"known: {', '.join(known)}" if known else "there is none at all"
+        more = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
+        hint = f"known: {', '.join(known[:_MOST])}{more}" if known else "there is none at all"
     return UnknownNameError(f"there is no {kind} named {name!r}", hint=hint)

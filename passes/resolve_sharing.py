@@ -30,6 +30,7 @@ class ResolveSharing:
     name: ClassVar[str] = "resolve-sharing"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = None
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Resolve, and label the nodes."""

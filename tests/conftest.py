@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 from lowbit import Stage, decisions, get_stage
-from lowbit.ir.control_flow import body_operators
+from lowbit.ir.control_flow import bodies
 from lowbit.ir.meta import KERNEL_KEY, ORIGIN_KEY
 from lowbit.ir.operators import is_float_operator
 from lowbit.ir.reasons import REASONS
@@ -33,8 +33,13 @@ def _undecided(model: GraphModule) -> list[str]:
     own = [
         n for n in model.graph.nodes if is_float_operator(n) and not {KERNEL_KEY, ORIGIN_KEY} & n.meta.keys()
     ]
-    bodies = [f"{o.body}.{o.node.name}" for o in body_operators(model) if is_float_operator(o.node)]
-    wanted = [*(node.name for node in own), *bodies]
+    inside = [
+        f"{body.name}.{n.name}"
+        for body in bodies(model)
+        for n in body.module.graph.nodes
+        if is_float_operator(n)
+    ]
+    wanted = [*(node.name for node in own), *inside]
     problems = [f"{name} is undecided" for name in wanted if name not in names]
     problems += [f"{name} is decided twice" for name in set(names) if names.count(name) > 1]
     if get_stage(model) in {Stage.ANNOTATED, Stage.OBSERVED}:

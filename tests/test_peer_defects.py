@@ -522,9 +522,24 @@ def test_the_branches_of_cond_say_so_too() -> None:
     )
     made = {d.node: d for d in decisions(lower_pt2e(convert(model, *SQUARE)))}
     for node in ("true_graph_0.matmul", "false_graph_0.neg", "false_graph_0.matmul"):
-        assert (made[node].status, made[node].reason) == ("float", "control-flow-body")
-        assert "%cond" in made[node].detail
+        assert made[node].status == "float"
+        assert made[node].reason in {"two-activations", "no-pattern"}
     assert made["linear"].status == "quantized"
+
+
+def test_the_branches_of_cond_are_quantized() -> None:
+    """``cond`` branches are left float."""
+    model = Body(
+        lambda m, x: torch.cond(x.sum() > 0, m.linear, m.other, (x,)),
+        linear=nn.Linear(4, 4),
+        other=nn.Linear(4, 4),
+    )
+    observed = prepare_pt2e(export(model, *SQUARE), x86())
+    observed(SQUARE[0])
+    observed(-SQUARE[0])
+    made = decisions(lower_pt2e(convert_pt2e(observed)))
+    run_as = [d.kernel for d in made if d.target == "aten.linear.default"]
+    assert run_as == ["onednn.qlinear_pointwise"] * 2
 
 
 IN_LOW_PRECISION: dict[str, tuple[nn.Module, Tensor, set[str]]] = {

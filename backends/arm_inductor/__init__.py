@@ -29,5 +29,6 @@ ARM_INDUCTOR = register_backend(
         device="cpu",
         architecture="arm",
         is_available=is_arm,
+        is_default=True,
     )
 )

@@ -5,6 +5,7 @@ from ...passes import EmitInductor, PackWeights, Pipeline
 from ..base import Backend
 from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
+from .checks import look_at_cpu
 from .cpu import has_vnni, is_x86
 from .patterns import PATTERNS
 from .presets import PRESETS
@@ -39,5 +40,7 @@ X86_INDUCTOR = register_backend(
         device="cpu",
         architecture="x86",
         is_available=is_x86,
+        is_default=True,
+        checks=look_at_cpu,
     )
 )

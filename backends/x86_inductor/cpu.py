@@ -7,9 +7,9 @@ import platform
 
 import torch
 
-__all__ = ["has_float16", "has_vnni", "is_x86"]
+__all__ = ["LIMITS", "has_float16", "has_vnni", "is_x86"]
 
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
 
 _WITHOUT_FLOAT16 = (
@@ -43,7 +43,7 @@ def has_float16() -> bool:
 
 
 def _limit() -> str:
-    return next((value.upper() for name in _LIMITS if (value := os.environ.get(name))), "")
+    return next((value.upper() for name in LIMITS if (value := os.environ.get(name))), "")
 
 
 def _vnni_under(limit: str) -> tuple[str, ...]:

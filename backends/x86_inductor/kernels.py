@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.quantized_decomposed import is_dequantize
+from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .accumulator import may_overwrite, memory_of
 from .convolution import conv_arguments, refuses_geometry
@@ -17,10 +18,11 @@ from .operands import refuses_operands
 from .post_operators import PostOperator, post_arguments
 from .requantize import clamped, output_arguments, with_post_operator
 
-__all__ = ["IntegerOperator", "QConv", "QConvAdd", "QLinear", "QLinearAdd"]
+__all__ = ["IntegerOperator", "MaxPool2d", "QConv", "QConvAdd", "QLinear", "QLinearAdd"]
 
 _onednn = torch.ops.onednn
 _aten = torch.ops.aten
+_quantized = torch.ops.quantized
 
 
 @attrs.frozen
@@ -41,12 +43,13 @@ class QConv:
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and convolution."""
         conv = conv_arguments(call)
-        arguments = (*conv.head, conv.bias, *conv.geometry, *output_arguments(call))
+        arguments = (*conv.head, conv.bias, *conv.geometry)
         target = _onednn.qconv_pointwise.default
         if len(conv.geometry[0]) == 2:
             return with_post_operator(call, target, arguments, self.post)
         # Only with two dimensions does the kernel clamp.
-        result = call.graph.call_function(target, (*arguments, *post_arguments(call, self.post)))
+        post = post_arguments(call, self.post)
+        result = call.graph.call_function(target, (*arguments, *output_arguments(call), *post))
         if _may_be_empty_line(call):
             # One dimension is computed as two, and of an empty batch the kernel gives both.
             result = call.graph.call_function(_aten.flatten.using_ints, (result, 2, -1))
@@ -108,13 +111,8 @@ class QConvAdd:
 
 @attrs.frozen
 class IntegerOperator:
-    """The float operator itself, applied to the integers: exact for whatever only moves or picks values.
+    """The float operator itself, applied to the integers: exact for whatever only moves or picks values."""
 
-    Args:
-        widen: compute in int32; ATen's pooling has no kernel for 8-bit tensors of every layout.
-    """
-
-    widen: bool = False
     name: str = "integer operator"
 
     def refuses(self, call: KernelCall) -> Refusal | None:
@@ -125,36 +123,56 @@ class IntegerOperator:
         """Insert the operator on the integer tensors, and what picks one of its results."""
         moves, *picks = call.nodes
         with call.graph.inserting_before(moves):
-            new = self._on_integers(call, moves)
+            new = _on_integers(call, moves)
         for pick in picks:
             new = call.graph.call_function(operator.getitem, (new, pick.args[1]))
-        if self.widen:
-            assert call.quantization is not None
-            new = call.graph.call_function(_aten.to.dtype, (new, call.quantization.dtype))
         return new
 
-    def _on_integers(self, call: KernelCall, moves: Node) -> Node:
-        dequantized = [node for node in moves.all_input_nodes if is_dequantize(node)]
-        integers = {node: self._integer(call, call.quantized(node.name)) for node in dequantized}
-        new = call.graph.node_copy(moves, lambda node: integers.get(node, node))
-        # The float result's value would be wrong here.
-        new.meta = {}
-        for same in integers[dequantized[0]].users:
-            # Several results of one call are picked one by one.
-            if same is not new and (same.target, same.args, same.kwargs) == (
-                new.target,
-                new.args,
-                new.kwargs,
-            ):
-                # Equal calls may stand apart, and what reads the first of them before the second.
-                first, second = (same, new) if same < new else (new, same)
-                first.meta = same.meta
-                second.replace_all_uses_with(first)
-                call.graph.erase_node(second)
-                return first
-        return new
 
-    def _integer(self, call: KernelCall, operand: QuantizedOperand) -> Node:
-        if not self.widen:
-            return operand.node
-        return call.graph.call_function(_aten.to.dtype, (operand.node, torch.int32))
+def _on_integers(call: KernelCall, moves: Node) -> Node:
+    dequantized = [node for node in moves.all_input_nodes if is_dequantize(node)]
+    integers = {node: call.quantized(node.name).node for node in dequantized}
+    new = call.graph.node_copy(moves, lambda node: integers.get(node, node))
+    # The float result's value would be wrong here.
+    new.meta = {}
+    for same in integers[dequantized[0]].users:
+        # Several results of one call are picked one by one.
+        if same is not new and (same.target, same.args, same.kwargs) == (new.target, new.args, new.kwargs):
+            # Equal calls may stand apart, and what reads the first of them before the second.
+            first, second = (same, new) if same < new else (new, same)
+            first.meta = same.meta
+            second.replace_all_uses_with(first)
+            call.graph.erase_node(second)
+            return first
+    return new
+
+
+@attrs.frozen
+class MaxPool2d:
+    """``quantized.max_pool2d``, which takes plain uint8 tensors too; of others, ``max_pool2d`` in int32."""
+
+    name: str = "quantized.max_pool2d"
+
+    def refuses(self, call: KernelCall) -> Refusal | None:
+        """Nothing: the pattern demands equal parameters already."""
+        return None
+
+    def emit(self, call: KernelCall) -> Node:
+        """Insert the pooling of integers."""
+        (pool,) = call.nodes
+        (image,) = (operand for operand in call.operands.values() if isinstance(operand, QuantizedOperand))
+        kernel, stride, padding, dilation, ceil_mode = (
+            argument(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        )
+        geometry = (kernel, stride or kernel, padding, dilation, ceil_mode)
+        if image.dtype is torch.uint8 and _rank(pool) == 4:
+            return call.graph.call_function(_quantized.max_pool2d.default, (image.node, *geometry))
+        # ATen pools 8-bit tensors of some layouts only.
+        wide = call.graph.call_function(_aten.to.dtype, (image.node, torch.int32))
+        largest = call.graph.call_function(_aten.max_pool2d.default, (wide, *geometry))
+        return call.graph.call_function(_aten.to.dtype, (largest, image.dtype))
+
+
+def _rank(node: Node) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None

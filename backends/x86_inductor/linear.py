@@ -13,7 +13,6 @@ from .operands import refuses_operands, weight_parameters
 from .post_operators import PostOperator, post_arguments
 from .prepack import QLINEAR_PREPACK, known_shape, pack_weight
 from .requantize import clamped, output_arguments, with_post_operator
-from .unfrozen_linear import register_lowerings
 
 __all__ = ["QLinear", "QLinearAdd", "batch_sizes"]
 
@@ -39,7 +38,7 @@ class QLinear:
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
         target = _qlinear.tensor if call.mode is Mode.DYNAMIC else _qlinear.default
-        arguments = (*_head(call), call.float("bias"), *output_arguments(call))
+        arguments = (*_head(call), call.float("bias"))
         return _in_full_shape(call, with_post_operator(call, target, arguments, self.post))
 
 
@@ -76,7 +75,6 @@ class QLinearAdd:
 
 
 def _head(call: KernelCall) -> tuple[Any, ...]:
-    register_lowerings()
     x = call.quantized("x")
     packed = pack_weight(call, QLINEAR_PREPACK, known_shape(call.node_calling(_aten.linear.default).args[0]))
     return (x.node, x.scale, x.zero_point, packed, *weight_parameters(call))

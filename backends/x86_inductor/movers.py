@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...matchers.operator_pattern import OperatorPattern, Role, Sharing
-from .kernels import IntegerOperator
+from ...matchers.operator_pattern import Kernel, OperatorPattern, Role, Sharing
+from .kernels import IntegerOperator, MaxPool2d
 
 __all__ = ["MOVERS"]
 
@@ -27,7 +27,7 @@ def _mover(name: str, function: Callable[..., Any], *shapes: tuple[int, ...]) ->
 
 
 def _follower(
-    name: str, function: Callable[..., Any], kernel: IntegerOperator | None, *shapes: tuple[int, ...]
+    name: str, function: Callable[..., Any], kernel: Kernel | None, *shapes: tuple[int, ...]
 ) -> OperatorPattern:
     shapes = shapes or ((2, 4, 6, 6),)
     return OperatorPattern(
@@ -67,7 +67,7 @@ MOVERS: Final[tuple[OperatorPattern, ...]] = (
     _mover("split_with_sizes", lambda x: x.split([1, 3], 1)[0]),
     _mover("chunk", lambda x: x.chunk(2, 1)[0]),
     _mover("unbind", lambda x: x.unbind(1)[0]),
-    _follower("max_pool2d", lambda x: F.max_pool2d(x, 3), IntegerOperator(widen=True)),
+    _follower("max_pool2d", lambda x: F.max_pool2d(x, 3), MaxPool2d()),
     # ATen has no max_pool1d of integers.
     _follower("max_pool1d", lambda x: F.max_pool1d(x, 3), None, (2, 4, 6)),
     # Averages round, so they are left to Inductor: it fuses dequantize → average → quantize into one loop

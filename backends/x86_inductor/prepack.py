@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from ...matchers.operator_pattern import KernelCall
 from ...passes.pack_weights import PACK_KEY
+from .unfrozen_linear import register_lowerings
 
 __all__ = [
     "LINEAR_PREPACK_FP16",
@@ -43,6 +44,7 @@ def pack_weight(call: KernelCall, target: Any, shape: list[int] | None, *argumen
         arguments: what the packing takes between weight and shape.
     """
     register_fakes()
+    register_lowerings()
     operand = call.operands["weight"]
     weight = operand if isinstance(operand, Node) else call.quantized("weight").node
     packed = call.graph.call_function(target, (weight, *arguments, shape))

@@ -11,7 +11,7 @@ __all__ = ["ONEDNN_REASONS"]
 ONEDNN_REASONS: Final = {
     "saturates-without-vnni": Reason(
         "sums of 8-bit activations overflow on this CPU, which has no VNNI",
-        "prepare with the preset's reduce_range=True, which keeps activations to 7 bits",
+        "use the preset static-7-bit (--preset; in Python reduce_range=True): activations have 7 bits",
     ),
     "no-float16-arithmetic": Reason("this CPU computes float16 far slower than float32", "use int8 weights"),
     "kernel-slower-than-float": Reason(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import Node
 
+from ...ir.quantized_decomposed import QUANTIZE_PER_TENSOR
 from ...ir.specs import dtype_range
 from ...matchers.operator_pattern import KernelCall
 from .post_operators import PostOperator, clamping_arguments, post_arguments
@@ -37,11 +39,41 @@ def clamped(call: KernelCall, result: Node) -> Node:
 def with_post_operator(
     call: KernelCall, target: Any, arguments: tuple[Any, ...], post: PostOperator | None
 ) -> Node:
-    """The kernel ``target`` with ``post`` behind it, its result in the range that the graph quantizes to."""
-    clamping = None if _fills_dtype(call) else clamping_arguments(call, post)
-    if clamping is not None:
-        return call.graph.call_function(target, (*arguments, *clamping))
-    return clamped(call, call.graph.call_function(target, (*arguments, *post_arguments(call, post))))
+    """The kernel ``target`` with ``post`` behind it, its result in the range that the graph quantizes to.
+
+    Args:
+        call: the place.
+        target: the kernel.
+        arguments: what it takes before the scale of its result.
+        post: the post-operator, None for none.
+    """
+    if _fills_dtype(call):
+        operator = post_arguments(call, post)
+    else:
+        operator = clamping_arguments(call, post)
+        if operator is None:
+            return _quantized_behind(call, target, arguments)
+    return call.graph.call_function(target, (*arguments, *output_arguments(call), *operator))
+
+
+def _quantized_behind(call: KernelCall, target: Any, arguments: tuple[Any, ...]) -> Node:
+    """The kernel with a float result, and behind it what it cannot do as the graph has it.
+
+    The compiler makes one loop of that, which is faster than one that clamps what the kernel quantized: loops
+    that read 8-bit integers load a few at a time.
+    """
+    assert call.quantization is not None
+    weighted, *behind = call.nodes
+    value = weighted.meta.get("val")
+    dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float32
+    new = {
+        weighted: call.graph.call_function(target, (*arguments, 1.0, 0, dtype, *post_arguments(call, None)))
+    }
+    for node in behind:
+        new[node] = call.graph.node_copy(node, lambda n: new.get(n, n))
+    return call.graph.call_function(
+        QUANTIZE_PER_TENSOR, (new[call.nodes[-1]], *attrs.astuple(call.quantization))
+    )
 
 
 def _fills_dtype(call: KernelCall) -> bool:

@@ -21,7 +21,6 @@ from .cpu import has_vnni
 __all__ = ["refuses_saturation", "saturates", "warn_of_saturation"]
 
 _INT16_MAX: Final = 2**15 - 1
-_FIX: Final = "get_default_x86_inductor_quantization_config(reduce_range=True)"
 
 Range = tuple[int, int]
 """Smallest and largest quantized value."""
@@ -42,7 +41,7 @@ def refuses_saturation(call: KernelCall) -> Refusal | None:
         return None
     return Refusal(
         "saturates-without-vnni",
-        f"activations up to {x.quant_max} overflow on this CPU, which has no VNNI: prepare with {_FIX}",
+        f"activations up to {x.quant_max} overflow on this CPU, which has no VNNI",
     )
 
 
@@ -56,7 +55,8 @@ def warn_of_saturation(graph: Graph) -> None:
             SaturationWarning(
                 f"{count} {'operator is' if count == 1 else 'operators are'} annotated with ranges that "
                 "overflow in int8 kernels on this CPU, which has no VNNI; lower_pt2e will leave "
-                f"{'it' if count == 1 else 'them'} float here. Use {_FIX}, which keeps activations to 7 bits."
+                f"{'it' if count == 1 else 'them'} float here. Use the preset static-7-bit, in Python "
+                "get_default_x86_inductor_quantization_config(reduce_range=True): activations have 7 bits."
             ),
             stacklevel=2,
         )

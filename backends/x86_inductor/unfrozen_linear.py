@@ -1,10 +1,12 @@
-"""Compiling ``onednn.qlinear_pointwise`` without freezing.
+"""Compiling oneDNN's int8 operators without freezing, and in bodies of control flow.
 
 Inductor's lowerings of the operator ask for a weight that freezing made a constant of the compiled graph, and
 stop with an assertion on any other. Nothing behind them needs that but autotuning, so for weights that are
-inputs of the graph the same extern kernels are built here. This is the one module that uses Inductor's
-lowering table and its oneDNN nodes; ``tests/backends/x86_inductor/test_unfrozen_linear.py`` says when they
-move.
+inputs of the graph the same extern kernels are built here. What bodies of ``cond`` and the like ask of
+lowerings besides is added to those of all of these operators.
+
+This is the one module that uses Inductor's lowering table and its oneDNN nodes;
+``tests/backends/x86_inductor/test_unfrozen_linear.py`` says when they move.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ import torch
 __all__ = ["register_lowerings"]
 
 _qlinear = torch.ops.onednn.qlinear_pointwise
+_QCONVS = (
+    torch.ops.onednn.qconv_pointwise.default,
+    torch.ops.onednn.qconv_pointwise.tensor,
+    torch.ops.onednn.qconv2d_pointwise.binary,
+)
 
 
 @functools.cache
@@ -29,6 +36,38 @@ def register_lowerings() -> None:
     _register(_qlinear.default, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.tensor, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.binary, QLinearPointwiseBinaryPT2E.create, rows=2)
+    for op in (_qlinear.default, _qlinear.tensor, _qlinear.binary, *_QCONVS):
+        _lower_in_bodies(op)
+
+
+def _lower_in_bodies(op: Any) -> None:
+    """Let ``op`` be lowered in bodies of ``cond`` and the like too.
+
+    There Inductor replaces the calls of ``op`` by its lowering first, and then runs the body on fake tensors
+    once more. And constants of a body, as lowerings make of the activation's scale and zero point, have no
+    value when it runs: there these are computed.
+    """
+    from torch._inductor import lowering
+    from torch._inductor.graph import SubgraphLowering
+    from torch._inductor.virtualized import V
+
+    lower = lowering.lowerings[op]
+
+    def computed(value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, (float, int)):
+            return value
+        tensor: Any = lowering.full([], value, dtype=dtype, device=torch.device("cpu"))
+        tensor.realize()
+        return tensor
+
+    def lower_here(x: Any, x_scale: Any, x_zero_point: Any, *rest: Any, **named: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return op(x, x_scale, x_zero_point, *rest, **named)
+        if isinstance(V.graph, SubgraphLowering):
+            x_scale, x_zero_point = computed(x_scale, torch.float32), computed(x_zero_point, torch.int32)
+        return lower(x, x_scale, x_zero_point, *rest, **named)
+
+    lowering.lowerings[op] = lower_here
 
 
 def _register(op: Any, create: Callable[..., Any], rows: int) -> None:

@@ -13,9 +13,10 @@ from .reader import parse
 from .tensors import to_bytes
 from .writer import to_tensors, to_text
 
-__all__ = ["check_graph_path", "load_graph", "save_graph"]
+__all__ = ["HEADER", "check_graph_path", "load_graph", "save_graph"]
 
-_HEADER: Final = b"lowbit-graph "
+HEADER: Final = b"lowbit-graph "
+"""What the file of a graph begins with."""
 
 
 def save_graph(gm: GraphModule, path: str | Path) -> Path:
@@ -59,7 +60,7 @@ def check_graph_path(path: str | Path) -> None:
     other = path.with_suffix("") if path.suffix == ".lowbit" else path.with_name(f"{path.name}.lowbit")
     if beside.exists() and other.is_file():
         with other.open("rb") as file:
-            is_graph = file.read(len(_HEADER)) == _HEADER
+            is_graph = file.read(len(HEADER)) == HEADER
         if is_graph:
             raise GraphInputError(
                 f"the tensors of {path} would replace those of {other}, which are in {beside}",

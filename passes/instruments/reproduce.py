@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from pathlib import Path
+from typing import Final
 
 import attrs
 from torch.fx import GraphModule
@@ -15,9 +16,12 @@ from .base import Change, Instrument
 from .reproducer_file import write_reproducer
 from .verify import Verify
 
-__all__ = ["Reproducer"]
+__all__ = ["AGAIN", "Reproducer"]
 
 _log = logging.getLogger("lowbit.passes")
+
+AGAIN: Final = "to see it again: "
+"""What the note begins with that an error gets."""
 
 
 @attrs.define
@@ -69,7 +73,7 @@ class Reproducer:
         if lacks:
             again = f"lowbit.tools.bisect.replay({str(path)!r}), as the file lacks {'; '.join(lacks)}"
         _log.warning("a reproducer was written: %s", again)
-        error.add_note(f"to see it again: {again}")
+        error.add_note(AGAIN + again)
 
     def _write(
         self, gm: GraphModule, pass_: Pass, context: PassContext, error: Exception

@@ -46,6 +46,7 @@ class ReferenceRepresentation:
     name: ClassVar[str] = "reference-representation"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = Stage.REFERENCE
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Rewrite in place."""

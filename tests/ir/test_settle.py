@@ -140,8 +140,11 @@ def test_bodies_are_decided_about_too(undecided: Undecided) -> None:
     prepared = prepare_pt2e(model, quantizer_of(get_backend("x86_inductor")))
     assert undecided(prepared) == []
     inside = [d for d in decisions(prepared) if "." in d.node]
-    assert {d.reason for d in inside} == {"control-flow-body"}
-    assert sorted(d.target for d in inside) == ["aten.add.Tensor", "aten.linear.default", "aten.sin.default"]
+    assert [(d.node.split(".")[0], d.target, d.status) for d in inside] == [
+        ("true_graph_0", "aten.linear.default", "quantized"),
+        ("true_graph_0", "aten.add.Tensor", "float"),
+        ("false_graph_0", "aten.sin.default", "float"),
+    ]
 
 
 class Silent(Quantizer):

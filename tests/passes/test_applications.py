@@ -61,7 +61,7 @@ def test_graphs_run_whatever_is_left_out(name: str) -> None:
         subject = draw_subject(Random(f"{name} {seed}"), max_steps=5, is_training=is_training)
         context = subject.context()
         try:
-            gm = bring(subject, place)
+            gm, _ = bring(subject, place)
             everything = Applications()
             run(gm, pass_, context, everything)
         except LowbitError:

@@ -74,7 +74,7 @@ class CostlyOperators:
         lines = [
             f"float {self.float_metric:.6g}, quantized {self.quantized_metric:.6g}; with "
             f"{len(self.operators)} of {self.quantized} operators left float {self.recovered_metric:.6g} "
-            f"({self.trials} models measured)"
+            f"({self.trials} {'model' if self.trials == 1 else 'models'} measured)"
         ]
         for operator in self.operators:
             place = f", module {operator.module}" if operator.module else ""

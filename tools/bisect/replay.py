@@ -8,10 +8,12 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch.fx import GraphModule
 
@@ -28,7 +30,7 @@ from ...passes.instruments.reproducer_file import write_reproducer
 from .cut import cut, names_of
 from .delta import smallest_part
 
-__all__ = ["reduce_reproducer", "replay"]
+__all__ = ["Reproduction", "read_reproducer", "reduce_reproducer", "replay"]
 
 _log = logging.getLogger("lowbit.tools.bisect")
 
@@ -47,11 +49,15 @@ def replay(path: str | Path, *, quantizer: Quantizer | None = None) -> GraphModu
         GraphInputError: the file is no reproducer, or needs modules, classes or a backend that are not here.
         LowbitError: what the pass raised.
     """
-    return _read(Path(path), quantizer).run()
+    return _read_and_log(Path(path), quantizer).run()
 
 
 def reduce_reproducer(
-    path: str | Path, output: str | Path | None = None, *, quantizer: Quantizer | None = None
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    on_trial: Callable[[], object] = lambda: None,
 ) -> Path:
     """Shrink the graph of a reproducer to one on which the pass fails in the same way.
 
@@ -62,6 +68,7 @@ def reduce_reproducer(
         path: the file.
         output: where the smaller one goes; ``NAME-reduced.zip`` beside it if None.
         quantizer: as of :func:`replay`.
+        on_trial: called before each trial, of which there are some three a node.
 
     Returns:
         ``output``.
@@ -70,7 +77,7 @@ def reduce_reproducer(
         GraphInputError: the pass does not fail.
     """
     path = Path(path)
-    reproduction = _read(path, quantizer)
+    reproduction = _read_and_log(path, quantizer)
     wanted = reproduction.failure()
     if wanted is None:
         raise GraphInputError(
@@ -80,6 +87,7 @@ def reduce_reproducer(
     kind = _kind(wanted)
 
     def fails_alike(names: tuple[str, ...]) -> bool:
+        on_trial()
         error = attrs.evolve(reproduction, gm=cut(reproduction.gm, frozenset(names))).failure()
         return error is not None and _kind(error) == kind
 
@@ -94,22 +102,35 @@ def reduce_reproducer(
 
 
 @attrs.frozen(eq=False)
-class _Reproduction:
-    """What is in a reproducer."""
+class Reproduction:
+    """What is in a reproducer.
+
+    Args:
+        gm: the graph before the pass.
+        pass_: the pass.
+        quantizer: who annotates, if it was needed and could be written.
+        patterns: those of the backend.
+        backend: name of the backend.
+        lacks: what could not be written into the file.
+    """
 
     gm: GraphModule
     pass_: Pass
     quantizer: Quantizer | None
     patterns: tuple[OperatorPattern, ...]
     backend: str | None
+    lacks: tuple[str, ...] = ()
 
     def context(self) -> PassContext:
+        """What the pass is handed."""
         return PassContext(self.quantizer, Ledger(), self.patterns, backend=self.backend)
 
     def run(self) -> GraphModule:
+        """The graph behind the pass; raises what the pass raises."""
         return PassManager((Verify(),)).run(self.gm, Pipeline((self.pass_,)), self.context())
 
     def failure(self) -> Exception | None:
+        """What the pass raises, if it does."""
         try:
             self.run()
         except Exception as error:  # noqa: BLE001  (whatever it is, it is what is looked for)
@@ -117,13 +138,25 @@ class _Reproduction:
         return None
 
 
-def _read(path: Path, quantizer: Quantizer | None) -> _Reproduction:
+def _read_and_log(path: Path, quantizer: Quantizer | None) -> Reproduction:
+    found = read_reproducer(path, quantizer)
+    if found.lacks:
+        _log.warning("%s lacks %s", path, "; ".join(found.lacks))
+    return found
+
+
+def read_reproducer(path: Path, quantizer: Quantizer | None = None) -> Reproduction:
+    """What is in the reproducer at ``path``; it is opened as a program is.
+
+    Raises:
+        GraphInputError: as of :func:`replay`.
+    """
+    lacks: tuple[str, ...] = ()
     try:
         with zipfile.ZipFile(path) as file:
             content = {name: file.read(name) for name in file.namelist()}
         about: dict[str, Any] = json.loads(content["about.json"])
-        if about["lacks"]:
-            _log.warning("%s lacks %s", path, "; ".join(about["lacks"]))
+        lacks = tuple(about["lacks"])
         for name in about["imports"]:
             importlib.import_module(name)
         patterns = _find_patterns(about["patterns"])
@@ -133,19 +166,21 @@ def _read(path: Path, quantizer: Quantizer | None) -> _Reproduction:
         zipfile.BadZipFile,
         KeyError,
         AttributeError,
-        json.JSONDecodeError,
+        ValueError,
+        SafetensorError,
         ImportError,
         LowbitError,
     ) as error:
         found = error.found if isinstance(error, LowbitError) else error
         raise GraphInputError(
             f"{path} cannot be replayed: {found}",
+            where=tuple(f"{path} lacks {each}" for each in lacks),
             hint="hand in a file of the Reproducer instrument, where the modules that it names can be found, "
-            "and import what else defines its pass and its backend",
+            "and import what else defines its pass and its backend (lowbit replay --import)",
         ) from error
     if quantizer is None and "quantizer.pickle" in content:
         quantizer = _unpickled(path, content["quantizer.pickle"])
-    return _Reproduction(gm, pass_, quantizer, patterns, about["backend"])
+    return Reproduction(gm, pass_, quantizer, patterns, about["backend"], lacks)
 
 
 def _find_patterns(place: str | None) -> tuple[OperatorPattern, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 from torch.fx import GraphModule
 
-from ...errors import UnsupportedError
+from ...errors import OptionError, UnsupportedError
 from ...ir.stages import get_stage
 from ...ir.verifiers import broken_rules, stage_error
 from ...passes import Pass
@@ -63,7 +63,7 @@ class Bisection:
                 f"the check fails behind rule application {self.number} of {self.applications} of the pass "
                 f"{self.pass_name}:\n  {self.application}"
             )
-        lines = [f"{found}\n  {self.checks} checks"]
+        lines = [f"{found}\n  {self.checks} {'check' if self.checks == 1 else 'checks'}"]
         if self.verdict == "found":
             lines.append(
                 "confirmed: good before, bad after" if self.confirmed else "NOT confirmed when tried again"
@@ -94,7 +94,7 @@ def bisect(model: GraphModule, steps: Iterable[Step], check: Check) -> Bisection
         check: says whether a model is good, at every stage from that of ``model`` on.
 
     Raises:
-        UnsupportedError: the check could not be made (:func:`script_check`).
+        UnsupportedError, OptionError: the check could not be made (:func:`script_check`), or is none.
     """
     return _Search(list(states(model, steps)), check).run()
 
@@ -175,7 +175,7 @@ class _Search:
         self.checks += 1
         try:
             return not self.check(run_copy(gm))
-        except UnsupportedError:
+        except (UnsupportedError, OptionError):
             raise
         except Exception as error:  # noqa: BLE001  (a broken model may raise anything)
             self.errors[key] = error

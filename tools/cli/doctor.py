@@ -13,20 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import attrs
 import torch
 
+from ...backends.finding import Finding
 from ...backends.registry import backend_names, get_backend
-from ...backends.x86_inductor import has_vnni
-from ...backends.x86_inductor.cpu import is_x86
 
-__all__ = ["Finding", "examine"]
+__all__ = ["examine"]
 
-Status: TypeAlias = Literal["ok", "note", "slow", "wrong"]
-
-_ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _FEATURES: Final = {
     "AVX2": "avx2",
     "AVX-512": "avx512_f",
@@ -49,24 +45,6 @@ _PROGRAM: Final = """
 #include <vector>
 int threads() { std::vector<int> v(1, omp_get_max_threads()); return v[0]; }
 """
-
-
-@attrs.frozen
-class Finding:
-    """One thing that was looked at.
-
-    Args:
-        name: what was looked at.
-        found: what it is.
-        status: "ok"; "note": something to know; "slow": quantized models gain less here; "wrong": something
-            will fail or compute wrong numbers.
-        means: what follows, and what to do; empty where all is well.
-    """
-
-    name: str
-    found: str
-    status: Status
-    means: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -140,26 +118,6 @@ def _cpu() -> Iterator[Finding]:
     can = torch.cpu.get_capabilities()
     features = [name for name, key in _FEATURES.items() if can.get(key, False)]
     yield Finding("CPU", f"{platform.machine()}: {', '.join(features) or 'no vector features known'}", "ok")
-    if not is_x86():
-        return
-    limit = next((f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)), None)
-    if limit is not None:
-        yield Finding("oneDNN", limit, "slow", "it keeps oneDNN from instructions that the CPU may have")
-    if not has_vnni():
-        yield Finding(
-            "VNNI",
-            "no",
-            "slow",
-            "8-bit activations would overflow in int8 kernels, which refuse them: use 7 bits, which lowbit "
-            "quantize does here by itself (preset static-7-bit; in Python, reduce_range=True). Int8 gains "
-            "less than on CPUs with VNNI",
-        )
-    if not any(can.get(key, False) for key in ("avx512_bf16", "amx_bf16")):
-        yield Finding("bfloat16", "no instructions", "note", "bfloat16 is slower than float32 here")
-    if not torch.backends.mkldnn.is_available():
-        yield Finding(
-            "oneDNN", "not in this torch", "wrong", "int8 kernels of X86 need it: install a torch with it"
-        )
 
 
 def _threads() -> Iterator[Finding]:
@@ -182,9 +140,13 @@ def _cores() -> int:
 
 
 def _backends() -> Iterator[Finding]:
-    here = [name for name in backend_names() if get_backend(name).is_available()]
-    others = [name for name in backend_names() if name not in here]
-    yield Finding("backends", ", ".join(here), "ok")
+    backends = [get_backend(name) for name in backend_names()]
+    here = [backend for backend in backends if backend.is_available()]
+    others = [backend.name for backend in backends if backend not in here]
+    yield Finding("backends", ", ".join(backend.name for backend in here), "ok")
+    for backend in here:
+        for finding in backend.checks():
+            yield attrs.evolve(finding, name=f"{backend.name}: {finding.name}")
     if others:
         yield Finding(
             "other backends", ", ".join(others), "note", "they quantize here, and their kernels run elsewhere"

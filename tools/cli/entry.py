@@ -10,6 +10,7 @@ from .commands.backends import backends
 from .commands.bisect import bisect
 from .commands.capabilities import capabilities
 from .commands.completion import completion
+from .commands.costly import costly
 from .commands.demo import demo
 from .commands.diff import diff
 from .commands.doctor import doctor
@@ -17,6 +18,8 @@ from .commands.explain import explain
 from .commands.opt import opt
 from .commands.passes import passes
 from .commands.quantize import quantize_command
+from .commands.reduce import reduce
+from .commands.replay import replay
 from .group import CommandGroup
 
 __all__ = ["main"]
@@ -44,6 +47,7 @@ for _command in (
     bisect,
     capabilities,
     completion,
+    costly,
     demo,
     diff,
     doctor,
@@ -51,6 +55,8 @@ for _command in (
     opt,
     passes,
     quantize_command,
+    reduce,
+    replay,
 ):
     # click keeps the help option of the first call, which may be of the command without its group.
     _command.context_settings.setdefault("help_option_names", _HELP)

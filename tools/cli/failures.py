@@ -11,7 +11,8 @@ from typing import Any, Final
 import attrs
 import click
 
-from ...errors import LowbitError, OptionError, PipelineError, UnknownNameError
+from ...errors import LowbitError, OptionError, PassFailedError, PipelineError, UnknownNameError
+from ...passes.instruments.reproduce import AGAIN
 
 __all__ = ["EXIT_CODES", "FOUND", "NOT_READ", "USAGE", "Failure", "describe", "in_code_of_yours"]
 
@@ -94,15 +95,26 @@ def describe(error: BaseException, *, with_traceback: bool) -> Failure:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{context.command_path} --help lists the options" if context is not None else ""
         return Failure(error.exit_code, kind, error.format_message(), hint=hint, traceback=text)
+    if isinstance(error, PassFailedError):
+        cause = error.__cause__
+        return _of_lowbit(
+            error, _RAISED, text or ("" if cause is None else "".join(traceback.format_exception(cause)))
+        )
     if isinstance(error, LowbitError):
         code = USAGE if isinstance(error, (OptionError, PipelineError, UnknownNameError)) else _REFUSED
-        return Failure(code, kind, error.found, error.where, error.hint, error.pass_name, text)
+        return _of_lowbit(error, code, text)
     return _raised_by_others(error)
 
 
 def in_code_of_yours(error: BaseException, who: str) -> None:
     """Note on ``error`` that it comes from ``who``, which the user named; its traceback starts there."""
     error.add_note(_NOTE + who)
+
+
+def _of_lowbit(error: LowbitError, code: int, text: str) -> Failure:
+    again = [note for note in getattr(error, "__notes__", ()) if note.startswith(AGAIN)]
+    hint = "; ".join(filter(None, (error.hint, *again)))
+    return Failure(code, type(error).__name__, error.found, error.where, hint, error.pass_name, text)
 
 
 def _raised_by_others(error: BaseException) -> Failure:

@@ -13,7 +13,7 @@ from ...ir.meta import BACKEND_KEY
 from ...ir.quantizer import Quantizer
 from ...matchers.operator_pattern import OperatorPattern
 from ...passes import Pipeline
-from .quantizing.target import find_target, make_quantizer
+from .quantizing.target import check_left_float, find_target, make_quantizer
 
 __all__ = ["PassTarget", "find_pass_target", "refuse_without_effect"]
 
@@ -26,13 +26,13 @@ class PassTarget:
         backend: name of the backend, None where neither the command nor the graph names one.
         quantizer: who annotates; None where no pass of the pipeline does.
         patterns: what the backend can run.
-        note: what to say about the choice, if anything.
+        notes: what to say about the choice.
     """
 
     backend: str | None
     quantizer: Quantizer | None
     patterns: tuple[OperatorPattern, ...]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def find_pass_target(
@@ -55,8 +55,9 @@ def find_pass_target(
         )
         return PassTarget(name, None, () if name is None else get_backend(name).patterns)
     target = find_target(name, preset)
+    check_left_float(gm, left_float, target.backend)
     quantizer = make_quantizer(target, left_float)
-    return PassTarget(target.backend.name, quantizer, target.backend.patterns, target.note)
+    return PassTarget(target.backend.name, quantizer, target.backend.patterns, target.notes)
 
 
 def refuse_without_effect(options: Mapping[str, object], why: str) -> None:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from ...errors import GraphTextError, OptionError
 from ...ir.text import load_graph
+from .file_kind import FileKind, kind_of
 from .quantizing.named_object import import_user_module
 
 __all__ = ["GRAPH_FILE", "import_option", "read_graph"]
@@ -19,6 +20,11 @@ __all__ = ["GRAPH_FILE", "import_option", "read_graph"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 GRAPH_FILE: Final = click.Path(path_type=Path)
+
+_WRITTEN_BY: Final = (
+    "name a graph that lowbit quantize --save-graphs wrote: float.lowbit, prepared.lowbit, converted.lowbit "
+    "or lowered.lowbit"
+)
 
 
 def import_option(command: F) -> F:
@@ -45,18 +51,47 @@ def read_graph(path: Path) -> GraphModule:
 
     Raises:
         OptionError: there is no such file, or none with its tensors.
-        GraphTextError: it is not what ``save_graph`` writes.
+        GraphTextError: it is not what ``save_graph`` writes; the hint says what takes it.
     """
     try:
-        return load_graph(path)
+        kind = kind_of(path)
+        if kind.name == "graph":
+            return load_graph(path)
     except OSError as error:
         raise OptionError(
             f"{error.filename or path} cannot be read: {error.strerror}",
-            hint="graphs are what save_graph and lowbit quantize --save-graphs write, with the .safetensors "
-            "file beside each",
+            hint="a graph is two files: name.lowbit, and name.safetensors beside it",
         ) from error
-    except (UnicodeDecodeError, SafetensorError) as error:
+    except UnicodeDecodeError as error:
+        raise GraphTextError(f"{path} is damaged: it is no text", hint=_WRITTEN_BY) from error
+    except SafetensorError as error:
         raise GraphTextError(
-            f"{path} is no saved graph: {error}",
-            hint="write it with lowbit.ir.text.save_graph or lowbit quantize --save-graphs",
+            f"the tensors of {path} cannot be read: {error}",
+            hint="copy the .lowbit file and the .safetensors file beside it together, or write both anew",
         ) from error
+    if kind.name == "missing":
+        raise OptionError(f"there is no file {path}", hint=_WRITTEN_BY)
+    if kind.name == "folder":
+        raise OptionError(f"{path} is a folder", hint=_of_folder(path))
+    raise GraphTextError(f"{path} is {kind}, and no saved graph", hint=_instead(path, kind))
+
+
+def _of_folder(path: Path) -> str:
+    graphs = sorted(each for each in path.iterdir() if each.suffix == ".lowbit")
+    return f"name a graph in it: {', '.join(map(str, graphs))}" if graphs else _WRITTEN_BY
+
+
+def _instead(path: Path, kind: FileKind) -> str:
+    """What to do with a file that is no graph."""
+    if kind.name == "float-program":
+        return f"lowbit quantize {path} --save-graphs graphs writes its graphs"
+    if kind.name == "converted-program":
+        return (
+            "the program does not hold what was decided: quantize with --save-graphs graphs, and name "
+            "graphs/converted.lowbit or graphs/lowered.lowbit"
+        )
+    if kind.name == "tensors":
+        return f"name the file of the graph, {path.with_suffix('.lowbit')}"
+    if kind.name == "reproducer":
+        return f"lowbit replay {path} runs its pass again"
+    return _WRITTEN_BY

@@ -6,17 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from rich.console import Console
 
 from ...ir.coverage import Coverage
 from ...ir.ledger import Decision
+from ...ir.reasons import REASONS
 from .quantizing import QuantizeResult
-from .terminal import print_table
 
-__all__ = ["coverage_as_data", "decisions_as_data", "show_decisions", "show_summary", "summary_as_data"]
+__all__ = ["coverage_as_data", "decisions_as_data", "show_coverage", "show_summary", "summary_as_data"]
 
-_MOST: Final = 20
-"""Operators that are listed; of more, the rest is counted."""
+_NAMED: Final = 3
+"""Operators that are named of each reason; of more, the rest is counted."""
+
+_TORCH: Final = Path(torch.__file__).parent
 
 _HOW_TO_USE: Final = {
     "output": "the converted program: import lowbit, then torch.export.load(path).module()",
@@ -36,7 +39,6 @@ def summary_as_data(result: QuantizeResult) -> dict[str, Any]:
         "coverage": coverage_as_data(result.coverage),
         "weight_bytes": {"float": before, "quantized": after},
         "files": {option: str(path) for option, path in result.files.items()},
-        "notes": list(result.notes),
     }
 
 
@@ -72,10 +74,8 @@ def decisions_as_data(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
 def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     """Coverage, what was left float and why, sizes, files."""
     console.print(f"{model}, for {result.backend} with preset {result.preset}", soft_wrap=True)
-    for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"coverage: {result.coverage}", soft_wrap=True)
-    show_decisions(console, [d for d in result.decisions if d.status != "quantized"])
+    show_coverage(console, result.coverage)
+    _show_left_float(console, result.decisions)
     before, after = result.weight_bytes
     ratio = f", {before / after:.2f} times smaller" if 0 < after < before else ""
     console.print(f"weights: {_size(before)} → {_size(after)}{ratio}", soft_wrap=True)
@@ -84,29 +84,44 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
         console.print(f"wrote {path}{size}: {_how_to_use(option, result)}", soft_wrap=True)
 
 
+def show_coverage(console: Console, found: Coverage) -> None:
+    """One line."""
+    console.print(f"coverage: {found}", soft_wrap=True)
+
+
 def _how_to_use(option: str, result: QuantizeResult) -> str:
     is_lowered_here = option == "output" and result.lowered is not None
     return _HOW_TO_USE[option] + f' and lower_pt2e(…, "{result.backend}")' * is_lowered_here
 
 
-def show_decisions(console: Console, decisions: list[Decision]) -> None:
-    """Operators that stay float, with the reason of each."""
-    if not decisions:
-        return
-    rows = [(f"  {d.node}", d.module, _why(d), _short(d.source)) for d in decisions[:_MOST]]
-    print_table(console, ("left float", "in module", "why", "source"), rows)
-    if len(decisions) > _MOST:
-        console.print(f"… and {len(decisions) - _MOST} more: --json has them all", soft_wrap=True)
+def _show_left_float(console: Console, decisions: Iterable[Decision]) -> None:
+    """Operators that stay float, by reason: how many, a few of them, and what to do."""
+    by_reason: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        if decision.status != "quantized":
+            by_reason.setdefault(decision.reason, []).append(decision)
+    if by_reason:
+        console.print("left float:")
+    for code, left in sorted(by_reason.items(), key=lambda each: (-len(each[1]), each[0])):
+        reason = REASONS.get(code)
+        console.print(f"  {len(left)} {code}{f': {reason.meaning}' if reason else ''}", soft_wrap=True)
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        console.print(f"    {', '.join(map(_place, left[:_NAMED]))}{more}", soft_wrap=True)
+        details = {each.detail: None for each in left}
+        detail = next(iter(details))
+        if len(details) == 1 and detail and (reason is None or detail != reason.meaning):
+            console.print(f"    found: {detail}", soft_wrap=True)
+        if reason is not None:
+            console.print(f"    do: {reason.advice}", soft_wrap=True)
 
 
-def _why(decision: Decision) -> str:
-    return f"{decision.reason}: {decision.detail}" if decision.detail else decision.reason
-
-
-def _short(source: str) -> str:
-    """``file.py:12`` of a source line, which has the code behind it and folders before it."""
-    place = source.split(": ", 1)[0]
-    return Path(place).name
+def _place(decision: Decision) -> str:
+    """``linear_3 in head (file.py:12)``."""
+    module = f" in {decision.module}" if decision.module else ""
+    # Of a source line its place, without the code behind it and the folders before it.
+    place = Path(decision.source.split(": ", 1)[0])
+    is_the_users = decision.source and not place.is_relative_to(_TORCH)
+    return f"{decision.node}{module}{f' ({place.name})' if is_the_users else ''}"
 
 
 def _size(count: int) -> str:

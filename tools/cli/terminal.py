@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import warnings
@@ -113,20 +114,24 @@ class Output:
 
         with Output(as_json) as output:
             …
+            output.note("…")
             output.result({"format": "lowbit-…", "version": 1, …}, show=lambda console: …)
 
-    While it is open, lowbit's warnings are told in a line on stderr each and, for JSON, collected. What other
-    code and other programs print then goes to stderr, so that stdout holds one document.
+    While it is open, lowbit's warnings, and what it logs as such, are told in a line on stderr each, as notes
+    are; for JSON they are collected, and end the document. What other code and other programs print then goes
+    to stderr, so that stdout holds one document.
     """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.notes: list[str] = []
         self.warnings: list[str] = []
         self._document = ""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Output:
         self._stack.enter_context(_warnings_told(self._warn))
+        self._stack.enter_context(_log_told(self._warn))
         if self.as_json:
             self._stack.enter_context(_stdout_to_stderr())
         return self
@@ -138,15 +143,23 @@ class Output:
     def result(self, data: dict[str, Any], show: Callable[[Console], None]) -> None:
         """The result: ``data``, to be written as JSON when all is done, or what ``show`` prints."""
         if self.as_json:
-            document = {**data, "warnings": self.warnings}
+            document = {**data, "notes": self.notes, "warnings": self.warnings}
             self._document = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         else:
             show(out())
 
+    def note(self, text: str) -> None:
+        """Tell what was chosen, changed or left out that was not asked for."""
+        self.notes.append(text)
+        self._tell(f"note: {text}")
+
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
+        self._tell(f"warning: {text}")
+
+    def _tell(self, text: str) -> None:
         if not self.as_json:
-            messages().print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+            messages().print(text, soft_wrap=True)
 
 
 def _console(file: TextIO) -> Console:
@@ -171,6 +184,29 @@ def _stdout_to_stderr() -> Generator[None]:
         sys.stdout.flush()
         os.dup2(kept, stdout)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def _log_told(tell: Callable[[str], None]) -> Generator[None]:
+    """Tell what lowbit logs as warnings, which nobody else set up a place for."""
+    handler = _Teller(tell)
+    logger = logging.getLogger("lowbit")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Teller(logging.Handler):
+    """Hands the text of warnings on."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
 
 
 @contextlib.contextmanager

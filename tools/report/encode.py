@@ -16,7 +16,7 @@ from ...ir.meta import ID_KEY
 from ...ir.quantized_decomposed import QUANTIZE_PER_TENSOR
 from ...ir.stages import Stage
 from ...ir.text.short import format_target
-from ...quantize_pt2e import decisions
+from ...quantize_pt2e import coverage, decisions
 from .numeric_error import NodeError
 from .observers import Observation, Parameters, observations, parameters_of
 from .recorder import Moment, Report, Run
@@ -86,7 +86,13 @@ class _Encoder:
             for key, row in moment.rows.items():
                 named.setdefault(f"{row.body}.{row.name}" if row.body else row.name, key)
         names.update(named)
-        return {"verb": run.verb, "moments": moments, "decisions": list(self._decisions(run, names))}
+        found = coverage(run.gm)
+        return {
+            "verb": run.verb,
+            "moments": moments,
+            "decisions": list(self._decisions(run, names)),
+            "coverage": {"quantized": found.quantized, "total": found.total, "line": str(found)},
+        }
 
     def _moment(self, moment: Moment, before: Mapping[int, Row]) -> dict[str, Any]:
         changed = [(key, row) for key, row in moment.rows.items() if before.get(key) != row]

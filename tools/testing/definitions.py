@@ -15,10 +15,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from ...errors import ContractError, StageError, UnsupportedError
 from ...ir.aliasing import is_write
 from ...ir.annotation import QuantizationAnnotation, get_annotation
-from ...ir.attributes import find_attribute
+from ...ir.attributes import find_attribute, nested_graph_modules
 from ...ir.clone import clone_graph_module
 from ...ir.meta import ID_KEY, ORIGIN_KEY, REFERENCE_KEY
-from ...ir.operators import is_float_operator
 from ...ir.points import annotated_points, owner_of, tensor_of
 from ...ir.schema import OpOverload, argument, operator_name
 from ...ir.sharing import resolve_sharing
@@ -34,6 +33,14 @@ from .canonical import canonical
 from .data import refuses_to_convert_without_data, refuses_what_is_no_number
 from .modes import copies_are_alike, modes_return, state_kept
 from .run import Law, LawBroken, Run
+from .telling import (
+    annotations_accepted,
+    batch_norms_told,
+    everything_decided,
+    lowering_told,
+    patterns_apply,
+    regions_told,
+)
 
 __all__ = ["COSTLY", "LAWS", "Law", "LawBroken", "Run"]
 
@@ -114,7 +121,11 @@ class _Runner(Interpreter):
     """Runs a graph node by node, on copies of what it writes to."""
 
     def __init__(self, gm: GraphModule, checks_metadata: bool) -> None:
-        super().__init__(clone_graph_module(gm) if any(map(is_write, gm.graph.nodes)) else gm)
+        if any(map(is_write, gm.graph.nodes)):
+            gm = clone_graph_module(gm)
+            for body in nested_graph_modules(gm):
+                body.recompile()
+        super().__init__(gm)
         self.checks_metadata = checks_metadata
 
     def run_node(self, n: Node) -> Any:
@@ -133,6 +144,30 @@ class _Runner(Interpreter):
 def _results(gm: GraphModule, inputs: tuple[Any, ...], *, checks_metadata: bool) -> Any:
     with torch.no_grad():
         return _Runner(gm, checks_metadata).run(*(x.clone() for x in inputs))
+
+
+def as_under_autocast(run: Run) -> None:
+    """What a pass computes in a narrower dtype is what ``torch.autocast`` to it computes, bit for bit."""
+    contract, writes = contract_of(run.pass_), any(map(is_write, run.before.graph.nodes))
+    if (
+        contract is None
+        or contract.dtype not in _AUTOCAST
+        or get_stage(run.before) is not Stage.FLOAT
+        or writes
+    ):
+        return
+    try:
+        with torch.autocast("cpu", dtype=contract.dtype):
+            want = _results(run.before, run.inputs, checks_metadata=False)
+    except RuntimeError:
+        return  # torch refuses the mix of dtypes that autocast makes
+    got = _results(run.after, run.inputs, checks_metadata=False)
+    for index, (one, other) in enumerate(zip(want, got, strict=True)):
+        if not torch.allclose(one.to(other.dtype), other, rtol=0, atol=0, equal_nan=True):
+            raise LawBroken(f"result {index} is not what autocast to {contract.dtype} computes")
+
+
+_AUTOCAST: Final = (torch.bfloat16, torch.float16)
 
 
 def idempotent(run: Run) -> None:
@@ -218,7 +253,8 @@ def one_observer_a_group(run: Run) -> None:
 
 
 def _observer_between(gm: GraphModule, source: str, reader: Node) -> Any:
-    """The observer that ``reader`` reads the value of ``source`` through."""
+    """The observer that ``reader`` reads the value of ``source`` through, wherever it reads it, or None."""
+    seen: dict[int, Any] = {}
     for node in reader.all_input_nodes:
         found, at = None, node
         while at.op == "call_module" and is_observer(module := find_attribute(gm, str(at.target))):
@@ -226,8 +262,8 @@ def _observer_between(gm: GraphModule, source: str, reader: Node) -> Any:
             at = at.args[0]
             assert isinstance(at, Node)
         if at.name == source:
-            return found
-    return None
+            seen[id(found)] = found
+    return next(iter(seen.values())) if len(seen) == 1 else None
 
 
 def text_reads_back(run: Run) -> None:
@@ -268,19 +304,6 @@ def _tensors(gm: GraphModule) -> set[str]:
 def _owners(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def everything_decided(run: Run) -> None:
-    """With the quantizer of a backend, each float operator has one decision in the ledger."""
-    if (
-        run.pass_.ensures is not Stage.ANNOTATED
-        or getattr(run.context.quantizer, "backend_name", None) is None
-    ):
-        return
-    made = Counter(decision.node for decision in run.context.ledger.decisions)
-    for node in filter(is_float_operator, run.after.graph.nodes):
-        if made[node.name] != 1:
-            raise LawBroken(f"%{node.name} has {made[node.name]} decisions")
 
 
 def rules_fire(run: Run) -> None:
@@ -332,7 +355,13 @@ LAWS: Final[tuple[Law, ...]] = (
     report_honest,
     nothing_left_over,
     everything_decided,
+    patterns_apply,
+    annotations_accepted,
+    batch_norms_told,
+    regions_told,
+    lowering_told,
     rules_fire,
+    as_under_autocast,
     state_kept,
     modes_return,
     annotations_preserved,

@@ -37,6 +37,8 @@ _OFTEN: Final = {
     "batch_norm": 2,
     "pool": 2,
     "in_place": 2,
+    "binary": 2,
+    "reduce": 3,
 }
 _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]
 
@@ -72,4 +74,5 @@ def _choices(random: Random) -> Choices:
         output=output,
         shares=random.random() < 0.7,
         anchor=random.choice((1, 2, 3)) if random.random() < 0.1 else 0,
+        fuses=random.random() < 0.5,
     )

@@ -12,7 +12,9 @@ from torch.fx import GraphModule
 
 from ...backends.base import Backend
 from ...errors import LowbitError
+from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
+from ...ir.stages import Stage
 from ...passes import Pass, PassContext, PassManager, Pipeline
 from ...passes.instruments import Change
 from .definitions import COSTLY, LAWS, Law, LawBroken, Run
@@ -56,7 +58,15 @@ class _Recorded:
         self.change = change
 
 
-def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None, quantizer: Any) -> Run:
+def _run(
+    pass_: Pass,
+    gm: GraphModule,
+    told: Ledger,
+    subject: Subject,
+    *,
+    backend: Backend | None,
+    quantizer: Quantizer | None,
+) -> Run:
     recorded = _Recorded(pass_)
     context = subject.context(backend, quantizer)
     after = PassManager((recorded,)).run(gm, Pipeline((recorded,)), context)  # pyright: ignore
@@ -69,7 +79,8 @@ def _run(pass_: Pass, gm: GraphModule, subject: Subject, backend: Backend | None
         recorded.change,
         subject.inputs,
         context,
-        lambda other: _run(pass_, other, subject, backend, quantizer),
+        told,
+        lambda other: _run(pass_, other, told, subject, backend=backend, quantizer=quantizer),
     )
 
 
@@ -80,20 +91,21 @@ def check_on(
     laws: Iterable[Law] = LAWS,
     backend: Backend | None = None,
     quantizer: Quantizer | None = None,
+    stage: Stage | None = None,
 ) -> bool:
     """Check the laws for ``pass_`` on one graph; False where a pass refuses the graph, for a reason it gives.
 
     Raises:
         LawBroken: one that does not hold; it shows the graph and the code that makes it again.
     """
-    place = place_of(pass_, is_training=subject.program.is_training, backend=backend)
+    place = place_of(pass_, is_training=subject.program.is_training, backend=backend, stage=stage)
     try:
-        gm = bring(subject, place, backend, quantizer)
+        gm, told = bring(subject, place, backend, quantizer)
     except LowbitError:
         return False
     name = "no-crash"
     try:
-        run = _run(pass_, gm, subject, backend, quantizer)
+        run = _run(pass_, gm, told, subject, backend=backend, quantizer=quantizer)
         for law in laws:
             name = law.__name__.replace("_", "-")
             law(run)
@@ -122,6 +134,7 @@ def check(
     is_training: bool = False,
     backend: Backend | None = None,
     quantizer: Quantizer | None = None,
+    stage: Stage | None = None,
     max_steps: int = 5,
     seed: int = 0,
     shrinks: bool = True,
@@ -133,15 +146,17 @@ def check(
         laws.check(MyPass())
 
     Graphs are brought to where the pass runs: right before it in the flow, for one of lowbit's own; for
-    others to the first stage they run at, canonical. Those that a pass refuses count for nothing.
+    others to the first stage they run at, canonical, or to ``stage``. Those that a pass refuses count for
+    nothing.
 
     Args:
         pass_: the pass.
-        examples: how many graphs.
+        examples: how many graphs. A float graph takes about 10 ms, one that is quantized up to 60.
         laws: which laws.
         is_training: graphs in training, quantized for quantization-aware training.
         backend: whose patterns a pass that lowers is given.
         quantizer: who annotates; annotations are drawn at random if it is None.
+        stage: of the graphs, for a pass that runs at several.
         max_steps: the most operators of a graph.
         seed: other graphs for another number, the same for the same one.
         shrinks: look for the smallest graph; the first that is found if not.
@@ -149,7 +164,9 @@ def check(
     Raises:
         LawBroken: a law does not hold, with the smallest graph found that shows it.
     """
-    checks = functools.partial(check_on, pass_=pass_, laws=tuple(laws), backend=backend, quantizer=quantizer)
+    checks = functools.partial(
+        check_on, pass_=pass_, laws=tuple(laws), backend=backend, quantizer=quantizer, stage=stage
+    )
     tried = accepted = 0
     while accepted < examples and tried < 3 * examples:
         subject = draw_subject(Random(f"{seed} {tried}"), max_steps=max_steps, is_training=is_training)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from torch.fx import Graph, Node
 
-__all__ = ["OPERATORS", "QUANTIZABLE", "Registers"]
+__all__ = ["ACTIVATIONS", "OPERATORS", "QUANTIZABLE", "Registers"]
 
 _aten = torch.ops.aten
 
@@ -37,6 +37,10 @@ class Registers(Protocol):
         """Another read of a constant."""
         ...
 
+    def region(self, x: Node, emit: Emit, option: int) -> Node | None:
+        """The result of what ``emit`` writes of ``x``, in a graph of its own that runs without gradients."""
+        ...
+
     def random(self, *shape: int) -> torch.Tensor:
         """Normal numbers."""
         ...
@@ -51,6 +55,18 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 def _is_float(*nodes: Node) -> bool:
     return all(node.meta["val"].is_floating_point() for node in nodes)
+
+
+ACTIVATIONS: Final[tuple[tuple[Any, ...], ...]] = (
+    (_aten.relu.default,),
+    (_aten.hardtanh.default, -1.0, 1.0),
+    (_aten.relu6.default,),
+    # Ranges that are as wide on both sides of zero show a bound that is forgotten on one.
+    (_aten.hardtanh.default, -1.0, 0.25),
+    (_aten.clamp.default, -0.25, 1.0),
+    (_aten.relu.default,),
+)
+"""Clamps, which backends fuse into what is before them, and their bounds."""
 
 
 def _unary(*variants: tuple[Any, ...]) -> Emit:
@@ -96,6 +112,8 @@ def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
 
 def _to_integers(to: Registers, x: Node, _: Node, option: int) -> Node:
     integers = to.call(_aten.to.dtype, x, (torch.int32, torch.int64)[option % 2])
+    if option % 5 == 4:
+        return to.call(_aten.mul.Tensor, integers, integers)
     # With an integer added they are integers still.
     return to.call(_aten.add.Tensor, integers, 2) if option % 3 else integers
 
@@ -186,7 +204,7 @@ def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:
 
 
 def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | None:
-    """A convolution (or linear), a BatchNorm behind it, and mostly a ReLU.
+    """A convolution (or linear), a BatchNorm behind it, and mostly an activation.
 
     In some variants the convolution may be read by others as well.
     """
@@ -195,8 +213,15 @@ def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | Non
     if convolution is None:
         return None
     last = _batch_norm(to, convolution, y, option) or convolution
-    last = last if option % 4 == 3 else to.call(_aten.relu.default, last)
+    if option % 4 != 3:
+        target, *bounds = ACTIVATIONS[option // 60 % len(ACTIVATIONS)]
+        last = to.call(target, last, *bounds)
     return [convolution, last] if option % 3 == 2 else [last]
+
+
+def _region(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    """A convolution, linear or activation in a region without gradients, as export writes those."""
+    return to.region(x, (_convolution, _linear, OPERATORS["relu"])[option % 3], option)
 
 
 def _pool(to: Registers, x: Node, _: Node, option: int) -> Node | None:
@@ -247,13 +272,19 @@ QUANTIZABLE: Final = (
 """The operators that read a weight."""
 
 OPERATORS: Final[dict[str, Emit]] = {
-    "relu": _unary((_aten.relu.default,), (_aten.hardtanh.default, -1.0, 1.0), (_aten.relu6.default,)),
+    "relu": _unary(*ACTIVATIONS),
     "unary": _unary(
         (_aten.sigmoid.default,),
         (_aten.tanh.default,),
         (_aten.gelu.default,),
         (_aten.hardswish.default,),
         (_aten.softmax.int, -1),
+    ),
+    "reduce": _unary(
+        # torch multiplies in float32 where the model is to compute in bfloat16.
+        (_aten.prod.dim_int, -1, True),
+        (_aten.mean.dim, [-1], True),
+        (_aten.prod.dim_int, 0, True),
     ),
     "identity": _identity,
     "binary": _binary(_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor),
@@ -265,6 +296,7 @@ OPERATORS: Final[dict[str, Emit]] = {
     "again": _convolution_again,
     "batch_norm": _batch_norm,
     "block": _block,
+    "region": _region,
     "pool": _pool,
     "join": _join,
     "split": _split,

@@ -8,6 +8,7 @@ all programs are valid, shrinking deletes steps, and what is left when a law fai
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import attrs
@@ -18,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from .operators import OPERATORS, Registers
+from .operators import OPERATORS, Emit, Registers
 
 __all__ = ["Program", "Step", "build", "example_inputs"]
 
@@ -128,6 +129,22 @@ class _Writer(Registers):
         node.meta = dict(constant.meta)
         self._values[node] = self._values[constant]
         return node
+
+    def region(self, x: Node, emit: Emit, option: int) -> Node | None:
+        inner = _Writer(0, self.is_training)
+        inner.generator = self.generator
+        inner.enter("inside")
+        source = inner._described(inner.graph.placeholder("x"), self._values[x])
+        result = emit(inner, source, source, option)
+        if not isinstance(result, Node):
+            return None
+        inner.graph.output((result,))
+        name = f"{self._path}_region_{len(self.graph.nodes)}"
+        self.root.add_module(name, GraphModule(inner.root, inner.graph))
+        body = self.graph.get_attr(name)
+        call = self.graph.call_function(torch.ops.higher_order.wrap_with_set_grad_enabled, (False, body, x))
+        self._described(call, (inner._values[result],))
+        return self.call(operator.getitem, call, 0)
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)

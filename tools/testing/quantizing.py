@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -24,6 +25,7 @@ from ...ir.specs import (
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
+from .operators import ACTIVATIONS as CLAMPS
 from .operators import QUANTIZABLE
 
 __all__ = ["ACTIVATIONS", "WEIGHTS", "Choices", "DrawnQuantizer"]
@@ -59,6 +61,7 @@ WEIGHTS: Final[tuple[QuantizationSpec | None, ...]] = (
 )
 """The same of a weight."""
 
+_ACTIVATIONS: Final = frozenset(target for target, *_ in CLAMPS)
 _BATCH_NORM: Final = torch.ops.aten.batch_norm.default
 _TRAINED: Final = {
     MinMaxObserver: MovingAverageMinMaxObserver,
@@ -85,6 +88,7 @@ class Choices:
     output: int = 0
     shares: bool = True
     anchor: int = 0
+    fuses: bool = attrs.field(default=False, converter=bool)
 
 
 @attrs.frozen
@@ -100,12 +104,13 @@ class DrawnQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate in place."""
         nodes = [n for n in model.graph.nodes if n.op == "call_function" and _is_float(n)]
-        for index, node in enumerate(nodes if self.choices else ()):
-            choices = self.choices[index % len(self.choices)]
-            self._annotate(node, choices, nodes[(index + choices.anchor) % len(nodes)])
+        drawn = {node: self.choices[i % len(self.choices)] for i, node in enumerate(nodes) if self.choices}
+        for index, (node, choices) in enumerate(drawn.items()):
+            fused = [n for n in (node, *node.all_input_nodes) if n in drawn and drawn[n].fuses and _fuses(n)]
+            self._annotate(node, choices, nodes[(index + choices.anchor) % len(nodes)], fused)
         return model
 
-    def _annotate(self, node: Node, choices: Choices, anchor: Node) -> None:
+    def _annotate(self, node: Node, choices: Choices, anchor: Node, fused: Sequence[Node]) -> None:
         weight = node.args[1] if node.target in QUANTIZABLE else None
         bias = node.args[2] if node.target in QUANTIZABLE and len(node.args) > 2 else None
         activation = self._spec(ACTIVATIONS[choices.activation % len(ACTIVATIONS)])
@@ -116,6 +121,7 @@ class DrawnQuantizer(Quantizer):
             source: of_weight if source is weight else activation
             for source in node.all_input_nodes
             if _is_float(source) and source is not bias and (source is weight or source.op != "get_attr")
+            if source not in fused
         }
         output: QuantizationSpecBase | None = None
         first = node.args[0] if node.args else None
@@ -126,7 +132,7 @@ class DrawnQuantizer(Quantizer):
         elif isinstance(first, Node) and inputs.get(first) is not None:
             output = SharedQuantizationSpec((first, node))
         # What is found at run time cannot be shared: it has no observer that could be.
-        if any(map(_is_dynamic, (*inputs.values(), output))):
+        if node in fused or any(map(_is_dynamic, (*inputs.values(), output))):
             output = None
         if self.is_qat:
             # Nothing is quantized between a convolution and its BatchNorm: they become one.
@@ -143,6 +149,12 @@ class DrawnQuantizer(Quantizer):
         if observer is None:
             return None
         return attrs.evolve(spec, observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=observer))
+
+
+def _fuses(node: Node) -> bool:
+    """Whether an activation alone reads ``node``, an operator with a weight or on two tensors."""
+    readers = [user.target for user in node.users]
+    return len(readers) == 1 and readers[0] in _ACTIVATIONS and len(node.all_input_nodes) > 1
 
 
 def _is_dynamic(spec: QuantizationSpecBase | None) -> bool:

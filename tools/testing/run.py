@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import attrs
 from torch.fx import GraphModule
 
+from ...ir.ledger import Ledger
 from ...passes import Pass, PassContext
 from ...passes.instruments import Change
 
@@ -39,6 +40,7 @@ class Run:
         change: what it changed.
         inputs: of the graph.
         context: that it ran in; its ledger has what the pass entered.
+        told: what the passes before entered in theirs.
         again: runs the pass on another graph in the same way.
     """
 
@@ -49,6 +51,7 @@ class Run:
     change: Change
     inputs: tuple[Any, ...]
     context: PassContext
+    told: Ledger
     again: Callable[[GraphModule], Run]
 
 

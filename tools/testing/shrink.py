@@ -15,7 +15,11 @@ from .subjects import Subject
 
 __all__ = ["smallest"]
 
-_PARTS: Final = {"block": ("convolution", "linear", "batch_norm", "relu"), "to_integers": ("scalar",)}
+_PARTS: Final = {
+    "block": ("convolution", "linear", "batch_norm", "relu"),
+    "to_integers": ("scalar",),
+    "region": ("convolution", "linear", "relu"),
+}
 """What is made of several operators, and those that do for it."""
 
 T = TypeVar("T", Step, Choices, Program)
@@ -41,7 +45,7 @@ def _simpler(subject: Subject) -> Iterator[Subject]:
     for simpler in _simpler_program(program):
         yield attrs.evolve(subject, program=simpler)
     for index, choice in enumerate(choices):
-        for new in _smaller(choice, ("activation", "weight", "output", "anchor")):
+        for new in _smaller(choice, ("activation", "weight", "output", "anchor", "fuses")):
             yield attrs.evolve(subject, choices=(*choices[:index], new, *choices[index + 1 :]))
 
 
@@ -53,9 +57,10 @@ def _without_some(items: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
 
 def _simpler_program(program: Program) -> Iterator[Program]:
     for index, step in enumerate(program.steps):
-        # An operator that is made of several may give way to one of them.
+        # An operator that is made of several may give way to one of them, in one variant or another.
         parts = _PARTS.get(step.operator, ())
-        simpler = [attrs.evolve(step, operator=part) for part in parts]
+        options = dict.fromkeys((step.option, *range(6)))
+        simpler = [attrs.evolve(step, operator=part, option=o) for part in parts for o in options]
         for new in (*simpler, *_smaller(step, ("first", "second", "option"))):
             yield attrs.evolve(program, steps=(*program.steps[:index], new, *program.steps[index + 1 :]))
     shapes = list(SHAPES)

@@ -79,6 +79,7 @@ def choices() -> st.SearchStrategy[Choices]:
         st.integers(-1, len(ACTIVATIONS) - 1),
         st.booleans(),
         st.sampled_from((0, 0, 0, 0, 0, 0, 0, 1, 2, 3)),
+        st.booleans(),
     )
 
 

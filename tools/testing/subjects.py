@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from ...backends.base import Backend
 from ...backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ...errors import PassFailedError, StageError
+from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...ir.stages import Stage, get_stage
 from ...passes import Pass, PassContext, PassManager, Pipeline, ReferenceRepresentation
@@ -53,24 +54,29 @@ def _flow(is_training: bool, backend: Backend | None) -> tuple[Pass, ...]:
     return (*prepare, *CONVERT, *(lower or (ReferenceRepresentation(),)))
 
 
-def place_of(pass_: Pass, *, is_training: bool, backend: Backend | None) -> tuple[Pass, ...]:
+def place_of(
+    pass_: Pass, *, is_training: bool, backend: Backend | None, stage: Stage | None = None
+) -> tuple[Pass, ...]:
     """The passes that run before ``pass_``.
 
     Those before it in the flow of post-training quantization (or of training); for a pass that is in neither,
-    those that first bring a normalized graph to a stage it runs at.
+    those that first bring a normalized graph to a stage it runs at. With ``stage``, all that run until then.
     """
     passes = _flow(is_training, backend)
     names = [p.name for p in passes]
-    if pass_.name in names:
+    if pass_.name in names and stage is None:
         return passes[: names.index(pass_.name)]
-    stage = Stage.FLOAT
-    for index, each in enumerate(passes):
-        stage = each.ensures or stage
-        if stage in pass_.requires:
-            return passes[: index + 1]
-    wanted = ", ".join(sorted(stage.name for stage in pass_.requires))
+    reached = [Stage.FLOAT]
+    for each in passes:
+        reached.append(each.ensures or reached[-1])
+    for index, now in enumerate(reached[1:], 1):
+        if now in pass_.requires and stage is None:
+            return passes[:index]
+        if now is stage and stage in pass_.requires and now not in reached[index + 1 :]:
+            return passes[:index]
+    wanted = ", ".join(sorted(s.name for s in pass_.requires)) if stage is None else stage.name
     raise StageError(
-        f"no graph can be generated for the pass {pass_.name}: it runs at {wanted}",
+        f"no graph can be generated for the pass {pass_.name}: it is to run at {wanted}",
         hint="lowered graphs need a backend: check(pass_, backend=get_backend(…))",
     )
 
@@ -80,14 +86,16 @@ def bring(
     passes: tuple[Pass, ...],
     backend: Backend | None = None,
     quantizer: Quantizer | None = None,
-) -> GraphModule:
-    """The graph of ``subject`` behind ``passes``, calibrated when it is prepared. It is not to be changed.
+) -> tuple[GraphModule, Ledger]:
+    """The graph of ``subject`` behind ``passes``, calibrated when it is prepared, and what they said of it.
+
+    Neither is to be changed.
 
     Raises:
         LowbitError: what a pass raised.
     """
-    gm, _ = _brought(subject, passes, backend, quantizer)
-    return gm
+    gm, context = _brought(subject, passes, backend, quantizer)
+    return gm, context.ledger
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,7 +105,8 @@ def _brought(
     """One pass on top of those before, which are known where the pass before was tried on the same graph."""
     if not passes:
         return build(subject.program), subject.context(backend, quantizer)
-    gm, context = _brought(subject, passes[:-1], backend, quantizer)
+    gm, before = _brought(subject, passes[:-1], backend, quantizer)
+    context = attrs.evolve(before, ledger=before.ledger.copy())
     gm = PassManager(()).run(gm, Pipeline(passes[-1:]), context)
     if passes[-1].ensures is Stage.OBSERVED:
         calibrate(gm, subject)

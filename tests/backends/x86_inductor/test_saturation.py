@@ -26,6 +26,7 @@ from lowbit import (
 from lowbit.backends.x86_inductor import has_vnni, saturation
 from lowbit.backends.x86_inductor.saturation import saturates
 from lowbit.errors import SaturationWarning
+from lowbit.ir.reasons import REASONS
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -136,7 +137,7 @@ def test_what_would_saturate_stays_float_and_says_why(run_flow: RunFlow) -> None
         assert (decision.status, decision.reason) == ("float", "saturates-without-vnni")
         assert decision.detail.startswith("activations up to 255")
         assert decision.detail.endswith(f"; tried {kernel}")
-        assert "reduce_range=True" in decision.detail
+        assert "--preset; in Python reduce_range=True" in REASONS[decision.reason].advice
     # What only moves values works on integers everywhere.
     assert flow.decision("max_pool2d").status == "quantized"
     # What is left of the graph is the graph itself.

@@ -48,14 +48,22 @@ def taken(inputs: ModelInputs, name: str, **limits: Any) -> list[Any]:
     return found
 
 
+def notes_on(inputs: ModelInputs, name: str) -> tuple[str, ...]:
+    _, _, notes = batches_for(inputs, find_data(name)(), batch_size=None, steps=None)
+    return notes
+
+
 def test_arrays_by_name_are_cut_into_batches_of_the_models_size(project: Path, two: ModelInputs) -> None:
     values = np.arange(15.0).reshape(5, 3)
     np.savez("data.npz", ids=np.arange(5, dtype=np.int32)[:, None], input=values, label=np.arange(5))
     first, second = taken(two, "data.npz")
     assert torch.equal(second[0], torch.tensor([[6.0, 7, 8], [9, 10, 11]])), "float64 was made float32"
     assert torch.equal(first[1], torch.tensor([[0], [1]])), "int32 was made int64"
-    _, _, note = batches_for(two, find_data("data.npz")(), batch_size=None, steps=None)
-    assert note == "1 of 5 samples were left out: the model was exported for 2 at a time"
+    assert notes_on(two, "data.npz") == (
+        "data.npz: 'label' was left out, as the model has no input of that name (it has input, ids)",
+        "data.npz: 'input' is float64, and was converted to float32 for the model",
+        "1 of 5 samples were left out: the model was exported for 2 at a time",
+    )
     assert len(taken(two, "data.npz", steps=1)) == 1
 
 
@@ -73,6 +81,29 @@ def test_one_array_for_one_input_needs_no_name(project: Path, one: ModelInputs) 
     torch.save(torch.zeros(4, 3), "data.pt")
     assert [len(batch[0]) for batch in taken(one, "data.npz")] == [2, 2]
     assert [len(batch[0]) for batch in taken(one, "data.pt")] == [2, 2]
+    assert notes_on(one, "data.npz")[0] == "data.npz: 'images' was taken for 'input', the model's one input"
+    assert not notes_on(one, "data.pt"), "it has no name, so none was changed"
+
+
+def test_what_is_no_input_is_left_out_and_said(project: Path, two: ModelInputs) -> None:
+    x, ids = np.zeros((4, 3), np.float32), np.zeros((4, 1), int)
+    np.savez("data.npz", input=x, ids=ids, names=np.zeros(10), seed=np.array(1))
+    assert len(taken(two, "data.npz")) == 2, "other arrays may have another length"
+    (note,) = notes_on(two, "data.npz")
+    assert note.startswith("data.npz: 'names', 'seed' were left out")
+    np.savez("data.npz", x, ids, np.zeros(4))
+    (note,) = notes_on(two, "data.npz")
+    assert note.startswith("data.npz: 'arr_2' was left out")
+    torch.save([{"input": torch.zeros(2, 3), "ids": torch.zeros(2, 1).long(), "label": 1}], "data.pt")
+    (note,) = notes_on(two, "data.pt")
+    assert note.startswith("data.pt: 'label' was left out")
+
+
+def test_conversions_that_lose_nothing_are_no_news(project: Path, two: ModelInputs) -> None:
+    np.savez("data.npz", input=np.zeros((2, 3), np.float16), ids=np.zeros((2, 1), np.int8))
+    ((x, ids),) = taken(two, "data.npz")
+    assert (x.dtype, ids.dtype) == (torch.float32, torch.int64)
+    assert not notes_on(two, "data.npz")
 
 
 def test_any_number_of_samples(project: Path, any_number: ModelInputs) -> None:
@@ -109,7 +140,7 @@ def test_batches_in_a_list_and_of_a_function(project: Path, one: ModelInputs) ->
         ({"input": np.zeros((2, 3), np.uint8), "ids": np.zeros((2, 1), int)}, "to float32"),
         ({"input": np.zeros((2, 3)), "ids": np.zeros((2, 1))}, "'ids' is float64 [2, 1]"),
         ({"input": np.zeros((2, 3)), "ids": np.zeros((4, 1), int)}, "input 2, ids 4"),
-        ({"input": np.zeros((1, 3)), "ids": np.zeros((1, 1), int)}, "has 1 samples"),
+        ({"input": np.zeros((1, 3)), "ids": np.zeros((1, 1), int)}, "has 1 of the 2 samples"),
         ({"input": np.zeros((0, 3)), "ids": np.zeros((0, 1), int)}, "no samples in input, ids"),
         ({"input": np.array(["a", "b"]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
         ({"input": np.array([None, {}]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
@@ -128,7 +159,7 @@ def test_what_does_not_fit_is_said(
 def test_batches_that_do_not_fit(two: ModelInputs) -> None:
     for batch, said in {
         "text": "the batch is a str",
-        (torch.zeros(2, 3),): "has 1 entries, and the model takes 2 inputs: input, ids",
+        (torch.zeros(2, 3),): "has 1 of the 2 inputs that the model takes: input, ids",
         (torch.zeros(2, 3), 1): "'ids' is a int, and the model takes a tensor of int64 [2, 1]",
         (torch.zeros(9, 3), torch.zeros(2, 1).long()): "2 samples at a time",
     }.items():

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from lowbit.backends.x86_inductor import X86_INDUCTOR
 
 DOCTOR = "lowbit.tools.cli.doctor"
+CHECKS = "lowbit.backends.x86_inductor.checks"
+
+needs_x86 = pytest.mark.skipif(not X86_INDUCTOR.is_available(), reason="asks for an X86 CPU")
 
 
 def findings(lowbit: Any, code: int = 0) -> dict[str, dict[str, str]]:
@@ -42,16 +46,16 @@ def test_what_this_machine_is(lowbit: Any) -> None:
     assert any(line.startswith("ok") and "C++ compiler" in line for line in lines)
 
 
+@needs_x86
 @pytest.mark.usefixtures("with_a_compiler")
 def test_what_follows_from_a_cpu_without_vnni(lowbit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{DOCTOR}.is_x86", lambda: True)
-    monkeypatch.setattr(f"{DOCTOR}.has_vnni", lambda: False)
-    finding = findings(lowbit)["VNNI"]
+    monkeypatch.setattr(f"{CHECKS}.has_vnni", lambda: False)
+    finding = findings(lowbit)["x86_inductor: VNNI"]
     assert finding["status"] == "slow"
     assert "static-7-bit" in finding["means"]
     assert "reduce_range=True" in finding["means"]
-    monkeypatch.setattr(f"{DOCTOR}.has_vnni", lambda: True)
-    assert "VNNI" not in findings(lowbit)
+    monkeypatch.setattr(f"{CHECKS}.has_vnni", lambda: True)
+    assert "x86_inductor: VNNI" not in findings(lowbit)
 
 
 @pytest.mark.usefixtures("with_a_compiler")
@@ -65,11 +69,11 @@ def test_more_threads_than_cpus(lowbit: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert findings(lowbit)["threads"]["status"] == "ok"
 
 
+@needs_x86
 @pytest.mark.usefixtures("with_a_compiler")
 def test_a_limit_on_onednn(lowbit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{DOCTOR}.is_x86", lambda: True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert findings(lowbit)["oneDNN"]["found"] == "ONEDNN_MAX_CPU_ISA=AVX2"
+    assert findings(lowbit)["x86_inductor: oneDNN"]["found"] == "ONEDNN_MAX_CPU_ISA=AVX2"
 
 
 def test_compilers_that_do_not_work(lowbit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def test_backends_are_listed_with_their_presets(lowbit: Any) -> None:
         "name": "xnnpack",
         "presets": ["static", "static-per-channel", "dynamic"],
         "training_presets": ["static-qat", "dynamic-qat"],
+        "default_preset": "static",
+        "is_default": False,
         "runs_here": True,
         "lowered_here": False,
     }

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lowbit import Stage, coverage, get_stage, lower_pt2e
 from lowbit.backends.x86_inductor import has_vnni
+from lowbit.ir.reasons import REASONS
 from lowbit.ir.text import load_graph, to_text
 from lowbit.tools.cli import QuantizeOptions, main, quantize, read_config
 
@@ -23,10 +25,15 @@ def test_a_module_and_batches_of_a_function(project: Path, lowbit: Any) -> None:
     said = result.stdout
     assert "net:module, for x86_inductor with preset static-7-bit" in said
     assert "coverage: 3 of 5 float operators quantized for x86_inductor" in said
-    left = next(line for line in said.splitlines() if line.strip().startswith("softplus"))
-    assert "gate" in left
-    assert "no-pattern" in left
-    assert "net.py:14" in left
+    assert said.splitlines()[3:10] == [
+        "left float:",
+        f"  1 float-input: {REASONS['float-input'].meaning}",
+        "    mean (net.py:15)",
+        "    found: in float: %softplus",
+        f"    do: {REASONS['float-input'].advice}",
+        "  1 no-pattern: the backend has no operator pattern for it",
+        "    softplus in gate (net.py:14)",
+    ]
     assert "wrote out/int8.pt2, " in said
     assert sorted(path.name for path in project.joinpath("out").iterdir()) == ["int8.pt2"]
 
@@ -134,7 +141,7 @@ def test_what_may_be_an_input_or_a_label_is_said(project: Path, lowbit: Any) -> 
         "class Masked(torch.nn.Linear):\n"
         "    def forward(self, x, mask=None):\n"
         "        return super().forward(x if mask is None else x * mask)\n"
-        "def build():\n    return Masked(4, 4)\n"
+        "def build():\n    return Masked(4, 4).eval()\n"
         "BATCHES = [(torch.ones(2, 4), torch.zeros(2, 4))] * 2\n",
         encoding="utf-8",
     )
@@ -144,6 +151,42 @@ def test_what_may_be_an_input_or_a_label_is_said(project: Path, lowbit: Any) -> 
         "the last entry of a batch was taken for labels, so masked:build was exported without mask"
     )
     assert not json.loads(lowbit("quantize", "net:module", *DATA, *PRESET, "--json").stdout)["notes"]
+
+
+def test_what_was_done_to_model_and_data_is_said_on_stderr(project: Path, lowbit: Any) -> None:
+    np.savez("data.npz", pictures=np.zeros((4, 3, 8, 8)))
+    words = ("quantize", "net:training", "--calibration", "data.npz", *PRESET)
+    result = lowbit(*words)
+    assert result.stderr.splitlines() == [
+        "note: net:training came in training mode, and was put into evaluation mode, as by model.eval(): "
+        "Dropout does nothing, BatchNorm takes its running statistics",
+        "note: data.npz: 'pictures' was taken for 'image', the model's one input",
+        "note: data.npz: 'image' is float64, and was converted to float32 for the model",
+    ]
+    assert "note:" not in result.stdout
+    data = json.loads(lowbit(*words, "--json").stdout)
+    assert [f"note: {note}" for note in data["notes"]] == result.stderr.splitlines()
+
+
+def test_one_array_needs_no_name_to_export_the_model_with(project: Path, lowbit: Any) -> None:
+    torch.save({"pictures": torch.zeros(4, 3, 8, 8)}, "data.pt")
+    data = json.loads(lowbit("quantize", "net:module", "--calibration", "data.pt", *PRESET, "--json").stdout)
+    (note,) = data["notes"]
+    assert "'pictures' was taken for 'image'" in note
+
+
+def test_a_program_that_computes_as_in_training(project: Path, lowbit: Any) -> None:
+    x = torch.zeros(2, 3)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.RReLU()).train()
+    torch.export.save(torch.export.export(model, (x,)), "training.pt2")
+    torch.save(x, "data.pt")
+    words = ("quantize", "training.pt2", "--calibration", "data.pt", *PRESET)
+    (note,) = json.loads(lowbit(*words, "--json").stdout)["notes"]
+    assert note.startswith("training.pt2 was exported in training mode, and is quantized so: rrelu.")
+    # Of BatchNorm and Dropout nothing sensible would come.
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout()).train()
+    torch.export.save(torch.export.export(model, (x,)), "training.pt2")
+    assert "exported in training mode" in lowbit(*words, code=3).stderr
 
 
 def test_a_saved_program(project: Path, lowbit: Any) -> None:
@@ -161,8 +204,8 @@ def test_json_is_all_there_is_on_stdout(project: Path, lowbit: Any) -> None:
     assert "building" in result.stderr
     data = json.loads(result.stdout)
     assert list(data) == [
-        *("format", "version", "model", "backend", "preset", "coverage", "weight_bytes", "files", "notes"),
-        *("operators", "warnings"),
+        *("format", "version", "model", "backend", "preset", "coverage", "weight_bytes", "files"),
+        *("operators", "notes", "warnings"),
     ]
     assert (data["format"], data["version"]) == ("lowbit-quantize", 1)
     assert data["preset"] == ("static" if has_vnni() else "static-7-bit")
@@ -244,7 +287,53 @@ def test_options_that_are_no_options(project: Path, lowbit: Any) -> None:
     project.joinpath("pyproject.toml").write_text("[tool.other]", encoding="utf-8")
     assert "[tool.lowbit.quantize]" in lowbit("quantize", "--config", "pyproject.toml", code=2).stderr
     assert "cannot be read" in lowbit("quantize", "--config", "nowhere.toml", code=2).stderr
+    project.joinpath("q.toml").write_bytes(b"\xff\xfe")
+    assert "q.toml is no text\n" in lowbit("quantize", "--config", "q.toml", code=2).stderr
     assert "no model was named" in lowbit("quantize", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "net:modul"),
+        ("model", "nowhere.pt2"),
+        ("calibration", "net:batchs"),
+        ("backend", "x86_inducter"),
+        ("preset", "statc"),
+        ("left-float", ["haed"]),
+        ("output", "net.py/o.pt2"),
+        ("save-graphs", "net.py"),
+    ],
+)
+def test_what_is_wrong_in_a_file_says_where(project: Path, lowbit: Any, key: str, value: object) -> None:
+    options = {"model": "net:module", "calibration": "net:batches", "backend": "x86_inductor", key: value}
+    text = "\n".join(f"{name} = {json.dumps(each)}" for name, each in options.items())
+    project.joinpath("q.toml").write_text(text, encoding="utf-8")
+    words = ("quantize", "--config", "q.toml")
+    assert f"\n  at: {key} in q.toml\n" in lowbit(*words, code=2).stderr
+    if key == "backend":  # what is said on the command line is not in the file
+        assert "q.toml" not in lowbit(*words, "--backend", "nobody", code=2).stderr
+
+
+def test_left_float_is_given_as_the_reason(project: Path, lowbit: Any) -> None:
+    words = ("quantize", "net:module", *DATA, *PRESET, "--left-float", "head", "--save-graphs", "graphs")
+    reason = "found: the module 'head' was set to stay float (--left-float, set_module_name)"
+    assert f"    {reason}\n" in lowbit(*words).stdout
+    assert reason.replace("found: ", "found:   ") in lowbit("explain", "graphs/lowered.lowbit", "head").stdout
+
+
+def test_of_many_operators_a_few_are_named(project: Path, lowbit: Any) -> None:
+    project.joinpath("many.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n"
+        "    layers = [nn.Linear(4, 4), *(nn.Softplus() for _ in range(9))]\n"
+        "    return nn.Sequential(*layers).eval(), torch.zeros(1, 4)\n",
+        encoding="utf-8",
+    )
+    words = ("quantize", "many:build", "--backend", "x86_inductor", "--preset", "weight-only")
+    lines = lowbit(*words).stdout.splitlines()
+    at = lines.index("  9 no-pattern: the backend has no operator pattern for it")
+    assert lines[at + 1] == "    softplus in 1, softplus_1 in 2, softplus_2 in 3 and 6 more"
 
 
 def test_a_config_is_read_as_it_is_written(project: Path) -> None:
@@ -263,7 +352,9 @@ def test_a_config_is_read_as_it_is_written(project: Path) -> None:
         (("net:module", "--preset", "statc"), "did you mean 'static'"),
         (("net:module", "--preset", "static-qat"), "is for training"),
         (("net:module", "--backend", "x86_inducter"), "did you mean"),
-        (("net:module", *DATA, "--left-float", "haed"), "head"),
+        (("net:module", *DATA, "--left-float", "haed"), "named 'haed'\n  do: did you mean 'head'"),
+        (("net:modul", *DATA), "did you mean 'module'?"),
+        (("net:nnn",), "known: Net, module, training, with_inputs, by_keyword, program, "),
         (("net:module", *DATA, "--output", "folder"), "is the folder"),
         (("net:module", *DATA, "--output", "o.pt"), "the ending .pt2"),
         (("net:module", *DATA, "--output", "net.py/o.pt2"), "nothing can be written"),
@@ -285,7 +376,7 @@ def test_a_model_that_cannot_be_quantized(project: Path, lowbit: Any) -> None:
     assert "net:three gives a int" in lowbit("quantize", "net:three", "--preset", "dynamic", code=3).stderr
     project.joinpath("broken.pt2").write_text("nothing", encoding="utf-8")
     said = lowbit("quantize", "broken.pt2", "--preset", "dynamic", code=3).stderr
-    assert "no program that torch.export.load reads" in said
+    assert "broken.pt2 is a text file of another kind, and no program" in said
 
 
 def test_several_backends_on_one_model(project: Path, lowbit: Any) -> None:

@@ -95,6 +95,14 @@ def seeded(mutant: Mutant) -> Iterator[None]:
         forget()
 
 
+def quantizer_of(name: str) -> Any:
+    """The quantizer of a backend; with 7 bits where some CPUs have kernels for no more."""
+    backend = get_backend(name)
+    presets = {preset.name: preset for preset in backend.presets}
+    quantizer: Any = backend.quantizer()
+    return quantizer.set_global(presets.get("static-7-bit", presets["static"]).config())
+
+
 def caught_by(mutant: Mutant) -> laws.LawBroken | None:
     """The law that breaks, None if none does."""
     with seeded(mutant):
@@ -102,9 +110,14 @@ def caught_by(mutant: Mutant) -> laws.LawBroken | None:
             options: dict[str, Any] = {"is_training": name in TRAINING}
             if name in LOWERING:
                 options["backend"] = get_backend("x86_inductor")
+            if mutant.quantizer:
+                options["quantizer"] = quantizer_of(mutant.quantizer)
+            if mutant.stage:
+                options["stage"] = Stage[mutant.stage]
             pass_ = pass_class(name)()
             # As many as in the tests of the laws.
-            examples = EXAMPLES * 3 if Stage.FLOAT in pass_.requires else EXAMPLES
+            is_float = Stage.FLOAT in pass_.requires and not (mutant.quantizer or mutant.stage)
+            examples = EXAMPLES * 3 if is_float else EXAMPLES
             for chosen, count in ((CHEAP, examples), (laws.COSTLY, EXAMPLES // 20)):
                 try:
                     laws.check(pass_, examples=count, max_steps=3, laws=chosen, shrinks=False, **options)

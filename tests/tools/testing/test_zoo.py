@@ -39,6 +39,7 @@ def test_every_defect_of_the_peer_has_its_faults_or_its_test(mutate: Any) -> Non
     known = {mutant.name for mutant in mutate.ZOO}
     names = {law.__name__.replace("_", "-") for law in LAWS} | {"no-crash"}
     for defect in mutate.DEFECTS:
+        assert bool(defect.mutants) != bool(defect.no_law), defect.text
         assert defect.mutants or defect.tests, defect.text
         assert defect.mutants.keys() <= known, defect.text
         assert set(defect.mutants.values()) <= names, defect.text

@@ -25,6 +25,8 @@ class Mutant:
         new: what stands there instead.
         passes: the passes whose laws are to notice.
         also: further changes (function, old, new), where two guards are in the way of one fault.
+        quantizer: the backend whose quantizer annotates; annotations are drawn if there is none.
+        stage: of the graphs, for a pass that runs at several.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Mutant:
     new: str
     passes: tuple[str, ...]
     also: tuple[tuple[str, str, str], ...] = ()
+    quantizer: str = ""
+    stage: str = ""
 
 
 FBN = "passes.fold_batch_norm:_Folder"
@@ -45,6 +49,9 @@ CONVERT = ("observers-to-qdq",)
 REFERENCE = ("reference-representation",)
 EMIT = ("emit-inductor",)
 FUSE = ("fuse-conv-bn-qat",)
+BF16 = ("propagate-bf16",)
+ANNOTATE = ("annotate",)
+ANNOTATOR = "backends.annotation:"
 FAKE = ("fuse-conv-bn-qat", "insert-fake-quantizers")
 
 ZOO: Final = (
@@ -630,6 +637,212 @@ ZOO: Final = (
         "backends.x86_inductor.convolution:conv_arguments",
         'call.float("bias")',
         "None",
+        EMIT,
+    ),
+    # quantizers of backends
+    Mutant(
+        "a module that is called twice",
+        f"{ANNOTATOR}_annotate_compute",
+        "if anchor in state.claimed:",
+        "assert all(len(n.users) == 1 for n in anchor.all_input_nodes if n.op == 'get_attr')\n"
+        "        if anchor in state.claimed:",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "conv1d passed over",
+        f"{ANNOTATOR}_annotate_compute",
+        "if anchor in state.claimed:",
+        "if anchor in state.claimed or 'conv1d' in anchor.name:",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "chunk passed over",
+        f"{ANNOTATOR}_annotate_followers",
+        "node not in state.claimed",
+        "not isinstance(node.meta['val'], (list, tuple))",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "only what strict export describes",
+        f"{ANNOTATOR}_annotate_compute",
+        "if anchor in state.claimed:",
+        "if anchor in state.claimed or 'source_fn_stack' not in anchor.meta:",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "a number where the pattern has a tensor",
+        "matchers.search:Search._bind",
+        'return _miss("not-a-node", goal, f"is {found!r}, where the pattern has a tensor")',
+        "raise AttributeError(f'{type(found)} has no meta')",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "integers are annotated",
+        "backends.guards:_value",
+        "isinstance(value, torch.Tensor)",
+        "isinstance(value, torch.Tensor) and value.is_floating_point()",
+        ANNOTATE,
+        quantizer="xnnpack",
+    ),
+    Mutant(
+        "what no pattern asks about is not told",
+        f"{ANNOTATOR}_explain_rest",
+        "state.ledger.missed(why.reason, node, why.detail)",
+        "pass",
+        ANNOTATE,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "fixed parameters without a range",
+        "ir.observers.factory:create_observer",
+        "if isinstance(spec, FixedQParamsQuantizationSpec):",
+        "if isinstance(spec, FixedQParamsQuantizationSpec):\n"
+        "        assert spec.quant_min is not None and spec.quant_max is not None",
+        INSERT,
+    ),
+    Mutant(
+        "the second of two equal inputs not observed",
+        "ir.inputs:replace_inputs",
+        "def value(source: Node) -> Node:",
+        "seen = []\n\n    def value(source: Node) -> Node:\n        if source in seen:\n"
+        "            return source\n        seen.append(source)",
+        INSERT,
+    ),
+    Mutant(
+        "regions without gradients passed over",
+        "passes.inline_regions:inline_grad_regions",
+        "if not todo:",
+        "if True:",
+        NORMALIZE,
+    ),
+    Mutant(
+        "linear and BatchNorm in training passed over",
+        "ir.batch_norm:producer_layout",
+        "if target in _PRODUCERS",
+        "if target in _PRODUCERS and target is not _aten.linear.default",
+        FUSE,
+    ),
+    Mutant(
+        "padding in words and BatchNorm in training passed over",
+        "ir.batch_norm:producer_layout",
+        "if target in _PRODUCERS",
+        "if target in _PRODUCERS and 'padding' not in str(target)",
+        FUSE,
+    ),
+    Mutant(
+        "BatchNorm not folded without a word",
+        f"{FBN}.fold",
+        "self.context.ledger.missed(verdict.reason, call, verdict.detail)",
+        "pass",
+        FOLD,
+    ),
+    # bfloat16
+    Mutant(
+        "one operator too many in bfloat16",
+        "passes.bf16_plan:_rule",
+        "if name in COMPUTE_IN_BFLOAT16 and",
+        "if (name in COMPUTE_IN_BFLOAT16 or name == 'softmax') and",
+        BF16,
+    ),
+    Mutant(
+        "what stays float32 computes in bfloat16",
+        "passes.bf16_plan:_rule",
+        "return Rule.FLOAT32",
+        "return Rule.AS_GIVEN",
+        BF16,
+    ),
+    Mutant(
+        "constants rounded twice",
+        "passes.bf16_casts:_saturated",
+        "cast = tensor.to(dtype)",
+        "cast = tensor.to(torch.float16).to(dtype)",
+        BF16,
+    ),
+    Mutant(
+        "constants cut off",
+        "passes.bf16_casts:_saturated",
+        "cast = tensor.to(dtype)",
+        "cast = (tensor.contiguous().view(torch.int32) & -65536).view(torch.float32).to(dtype)",
+        BF16,
+    ),
+    Mutant(
+        "constants in eight bits",
+        "passes.bf16_casts:_saturated",
+        "cast = tensor.to(dtype)",
+        "cast = tensor.to(torch.float8_e5m2).to(dtype)",
+        BF16,
+    ),
+    Mutant(
+        "results left in bfloat16",
+        "passes.propagate_bf16:_Propagation.run",
+        'node.op == "output" and keep_output_dtype',
+        "False",
+        BF16,
+    ),
+    Mutant(
+        "one cast for all tensors",
+        "passes.bf16_casts:Casts.cast",
+        "self._once(source, source, dtype, lambda",
+        "self._once(source, '', dtype, lambda",
+        BF16,
+    ),
+    Mutant(
+        "one dequantize for all tensors",
+        "passes.bf16_casts:Casts.cast",
+        "self._once(source, source, dtype, self._dequantize)",
+        "self._once(source, '', dtype, self._dequantize)",
+        BF16,
+        stage="QDQ",
+    ),
+    # more of the reference representation
+    Mutant(
+        "inputs of a sum swapped",
+        f"{REF}elementwise:Sum.emit",
+        "(centered(call, o), o.scale) for o in operands",
+        "(centered(call, o), p.scale) for o, p in zip(operands, reversed(operands))",
+        REFERENCE,
+    ),
+    Mutant(
+        "integers of a join swapped",
+        f"{REF}movement:Movement.emit",
+        "moved.get(node, node)",
+        "list(moved.values())[-1] if node in moved else node",
+        REFERENCE,
+    ),
+    Mutant(
+        "zero point found at run time dropped",
+        f"{REF}arithmetic:centered",
+        "return call.graph.call_function(_aten.sub.Tensor, (wide, zero_point))",
+        "return wide if isinstance(zero_point, Node) else "
+        "call.graph.call_function(_aten.sub.Tensor, (wide, zero_point))",
+        REFERENCE,
+    ),
+    Mutant(
+        "scale found at run time dropped",
+        f"{REF}weighted:_accumulator",
+        "factor=x.scale if found_at_run_time else None",
+        "factor=None",
+        REFERENCE,
+    ),
+    # more of lowering
+    Mutant(
+        "annotated without a kernel",
+        "passes.emit_inductor:EmitInductor.run",
+        "return context.allows(pattern.name, call.nodes[0])",
+        "return 'tanh' not in pattern.name",
+        EMIT,
+        quantizer="x86_inductor",
+    ),
+    Mutant(
+        "a kernel that is not told of",
+        "passes.emit_inductor:EmitInductor.run",
+        "runs_at=node.name,",
+        "runs_at='',",
         EMIT,
     ),
 )

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ....backends.registry import backend_names, get_backend
-from ..quantizing.target import presets_for_calibration
+from ..quantizing.target import default_preset, presets_for_calibration
 from ..terminal import Output, common_options
 
 __all__ = ["backends"]
@@ -25,7 +25,8 @@ def backends(*, as_json: bool) -> None:
     \b
     Keys of --json:
       format, version   "lowbit-backends", 1
-      backends          [{name, presets, training_presets, runs_here, lowered_here}]
+      backends          [{name, presets, training_presets, default_preset, is_default, runs_here,
+                        lowered_here}]
     """
     with Output(as_json) as output:
         found = [_describe(name) for name in backend_names()]
@@ -33,8 +34,10 @@ def backends(*, as_json: bool) -> None:
         def show(console: Console) -> None:
             for each in found:
                 presets = ", ".join(each["presets"]) or "none"
+                taken = f"; {each['default_preset']} by default" if len(each["presets"]) > 1 else ""
                 here = "" if each["runs_here"] else "; its kernels do not run on this machine"
-                console.print(f"{each['name']:14}  presets: {presets}{here}", soft_wrap=True)
+                here = "; taken where none is named" if each["is_default"] else here
+                console.print(f"{each['name']:14}  presets: {presets}{taken}{here}", soft_wrap=True)
 
         output.result({"format": "lowbit-backends", "version": 1, "backends": found}, show)
 
@@ -46,6 +49,8 @@ def _describe(name: str) -> dict[str, Any]:
         "name": name,
         "presets": presets,
         "training_presets": [preset.name for preset in backend.presets if preset.name not in presets],
+        "default_preset": default_preset(backend) if presets else None,
+        "is_default": backend.is_default and backend.is_available(),
         "runs_here": backend.is_available(),
         "lowered_here": backend.lower is not None,
     }

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import click
-from rich.console import Console
 from torch.fx import GraphModule
 
 from ....errors import OptionError
 from ....ir.stages import Stage, get_stage
 from ....passes import Pipeline
-from ...bisect import Check, Passes, Step, script_check, verb_steps
+from ...bisect import Passes, Step, verb_steps
 from ...bisect import bisect as bisect_steps
 from ..failures import FOUND
 from ..pass_target import find_pass_target, refuse_without_effect
-from ..quantizing.calibration_data import batches_for, find_data
-from ..quantizing.model_inputs import inputs_of
-from ..quantizing.named_object import find_object, is_object_name
-from ..quantizing.target import find_target, make_quantizer
+from ..quantizing.saved import to_quantize
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
 from ..terminal import BACKEND, Output, common_options, progress_bar
+from ..user_checks import find_check
 
 __all__ = ["bisect"]
 
@@ -82,14 +76,16 @@ def bisect(
       confirmed         whether it was the same when tried again
       notes             [text]
     """
-    say = _check(check)
+    say = find_check(check)
     with Output(as_json) as output:
         gm = read_graph(graph)
         if pipeline is None:
-            steps, note = _steps_of_verbs(gm, backend, preset, calibration, left_float)
+            steps, notes = _steps_of_verbs(gm, backend, preset, calibration, left_float)
         else:
             refuse_without_effect({"calibration": calibration}, "--pipeline calibrates nothing")
-            steps, note = _steps_of_passes(gm, pipeline, backend, preset, left_float)
+            steps, notes = _steps_of_passes(gm, pipeline, backend, preset, left_float)
+        for note in notes:
+            output.note(note)
         with progress_bar() as progress:
             task = progress.add_task("checking", total=None)
 
@@ -98,35 +94,10 @@ def bisect(
                 return say(model)
 
             found = bisect_steps(gm, steps, counted)
-        notes = [note] if note else []
-        data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found), "notes": notes}
-
-        def show(console: Console) -> None:
-            for line in (*(f"note: {each}" for each in notes), str(found)):
-                console.print(line, soft_wrap=True)
-
-        output.result(data, show)
+        data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found)}
+        output.result(data, lambda console: console.print(str(found), soft_wrap=True))
     if found.verdict != "never-fails":
         raise click.exceptions.Exit(FOUND)
-
-
-def _check(check: str) -> Check:
-    if not is_object_name(check):
-        return script_check(shlex.split(check))
-    found: Callable[[GraphModule], Any] = find_object(check)
-    if not callable(found):
-        raise OptionError(f"the check {check} is a {type(found).__name__}", hint="name a function")
-
-    def says(model: GraphModule) -> bool:
-        said = found(model)
-        # A forgotten return would read as "broken".
-        if said is None:
-            raise OptionError(
-                f"the check {check} returned None", hint="return True where all is well, else False"
-            )
-        return bool(said)
-
-    return says
 
 
 def _steps_of_verbs(
@@ -135,31 +106,27 @@ def _steps_of_verbs(
     preset: str | None,
     calibration: str | None,
     left_float: tuple[str, ...],
-) -> tuple[tuple[Step, ...], str]:
-    """What is done, and a note on what was chosen for it, or ""."""
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is done, and notes on what was chosen for it."""
     if get_stage(gm) is not Stage.FLOAT:
         refuse_without_effect(
             {"preset": preset, "calibration": calibration, "left-float": left_float},
             "the graph is prepared already",
         )
         # Packed weights cannot be saved for a script.
-        return verb_steps(gm, backend=backend, pack_weights=False), ""
+        return verb_steps(gm, backend=backend, pack_weights=False), ()
     if calibration is None:
         raise OptionError(
             "a float graph is prepared and calibrated on the way, and there are no data",
             hint="give --calibration, or a prepared or converted graph",
         )
-    data = find_data(calibration)()
-    target = find_target(backend, preset)
-    quantizer = make_quantizer(target, left_float)
-    batches, _, _ = batches_for(inputs_of(gm), data, batch_size=None, steps=None)
-    steps = verb_steps(gm, quantizer=quantizer, data=list(batches), pack_weights=False)
-    return steps, target.note
+    quantizer, batches, notes = to_quantize(gm, backend, preset, calibration, left_float)
+    return verb_steps(gm, quantizer=quantizer, data=batches, pack_weights=False), notes
 
 
 def _steps_of_passes(
     gm: GraphModule, pipeline: str, backend: str | None, preset: str | None, left_float: tuple[str, ...]
-) -> tuple[tuple[Step, ...], str]:
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     passes = Pipeline.parse(pipeline)
     target = find_pass_target(gm, passes, backend, preset, left_float)
-    return (Passes(passes, target.quantizer, target.patterns, target.backend),), target.note
+    return (Passes(passes, target.quantizer, target.patterns, target.backend),), target.notes

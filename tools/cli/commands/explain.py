@@ -8,7 +8,9 @@ import attrs
 import click
 from rich.console import Console
 
-from ....errors import OptionError
+from ....errors import GraphInputError, OptionError
+from ....ir.stages import Stage, get_stage
+from ....quantize_pt2e import decisions
 from ...explain import explain as explain_model
 from ...explain import why_shared
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
@@ -55,6 +57,14 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
         )
     with Output(as_json) as output:
         gm = read_graph(graph)
+        stage = get_stage(gm)
+        if shared is not None and stage not in (Stage.ANNOTATED, Stage.OBSERVED):
+            raise GraphInputError(
+                f"{graph} is at stage {stage.name}, and what shares a scale is known of prepared graphs",
+                hint=f"name {graph.with_name('prepared.lowbit')}, if lowbit quantize --save-graphs wrote it",
+            )
+        if shared is None and not decisions(gm):
+            raise _undecided(graph, stage)
         head = {"format": "lowbit-explain", "version": 1, "about": about}
         if shared is not None:
             sharing = why_shared(gm, *shared)
@@ -65,6 +75,20 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
         explanation = explain_model(gm, about)
         data = {**attrs.asdict(explanation), "coverage": coverage_as_data(explanation.coverage)}
         output.result({**head, **data, "about": about}, lambda console: _print(console, explanation))
+
+
+def _undecided(graph: Path, stage: Stage) -> GraphInputError:
+    if stage is Stage.FLOAT:
+        others = ", ".join(str(graph.with_name(f"{name}.lowbit")) for name in ("prepared", "lowered"))
+        return GraphInputError(
+            f"{graph} is a float graph, about which nothing was decided yet",
+            hint=f"name one that it became: {others}, if lowbit quantize --save-graphs wrote them",
+        )
+    return GraphInputError(
+        f"{graph} is at stage {stage.name}, and does not hold what was decided",
+        hint="quantize with lowbit quantize --save-graphs, or save what a verb returned with save_graph: "
+        "programs that went through a .pt2 file lost it",
+    )
 
 
 def _print(console: Console, text: object) -> None:

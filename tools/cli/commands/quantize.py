@@ -8,8 +8,9 @@ from typing import Any, Final, get_args
 import click
 from rich.console import Console
 
+from ....errors import LowbitError
 from ..quantizing import OPTION_NAMES, make_options, quantize, read_config
-from ..quantizing.options import Verification
+from ..quantizing.options import Verification, option_of
 from ..summary import decisions_as_data, show_summary, summary_as_data
 from ..terminal import BACKEND, Output, common_options, progress_bar
 
@@ -62,6 +63,13 @@ _FILE: Final = click.Path(path_type=Path)
 @click.option("--report", type=_FILE, metavar="FILE.html", help="Write the report, one page.")
 @click.option("--diffs", type=_FILE, metavar="FOLDER", help="Write what each pass changed, a file a pass.")
 @click.option(
+    "--reproducers",
+    type=_FILE,
+    metavar="FOLDER",
+    help="Where a pass fails, write what it takes to run it again, for lowbit replay and reduce. The weights "
+    "are in it.",
+)
+@click.option(
     "--save-graphs",
     type=_FILE,
     metavar="FOLDER",
@@ -100,15 +108,25 @@ def quantize_command(*, config: Path | None, as_json: bool, **given: Any) -> Non
       files             {option: path}
       notes, warnings   [text]
     """
-    values: dict[str, Any] = {} if config is None else read_config(config)
+    in_file: dict[str, Any] = {} if config is None else read_config(config)
+    values = dict(in_file)
     for name in OPTION_NAMES:
         value = given[name.replace("-", "_")]
         if value is not None and value != ():
             values[name] = value
+            in_file.pop(name, None)
     options = make_options(values)
     with Output(as_json) as output:
-        with progress_bar() as progress:
-            result = quantize(options, progress=progress)
+        try:
+            with progress_bar() as progress:
+                result = quantize(options, progress=progress)
+        except LowbitError as error:
+            option = option_of(error)
+            if option in in_file:
+                error.where = (f"{option} in {config}", *error.where)
+            raise
+        for note in result.notes:
+            output.note(note)
         data = {
             "format": "lowbit-quantize",
             "version": 1,

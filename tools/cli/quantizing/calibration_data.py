@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ....errors import CalibrationDataError, MissingDependencyError, OptionError
-from .model_inputs import ModelInputs
+from .model_inputs import ModelInputs, dtype_text
 from .named_object import call_user, code_of, find_object, first_line, is_object_name
 
 __all__ = ["Batches", "Data", "Samples", "batches_for", "find_data", "first_batch"]
@@ -96,7 +96,7 @@ def find_data(name: str) -> Callable[[], Data]:
             f"the calibration data {name!r} are neither a .npz or .pt file nor package.module:name",
             hint="save arrays with numpy.savez(path, x=…), or name a function that returns batches",
         )
-    found = find_object(name)
+    found = find_object(name, _may_be_data)
     return lambda: _of_object(found, name)
 
 
@@ -108,26 +108,27 @@ def first_batch(data: Data, batch_size: int | None) -> Any:
     tensors = {
         name: tensor[:size].to(dtype) if tensor.is_floating_point() else tensor[:size]
         for name, tensor in data.tensors.items()
+        if tensor.ndim and len(tensor)
     }
     return tuple(tensors[name] for name in _in_order(tensors)) if _is_unnamed(tensors) else tensors
 
 
 def batches_for(
     inputs: ModelInputs, data: Data, *, batch_size: int | None, steps: int | None
-) -> tuple[Iterable[Any], int | None, str]:
+) -> tuple[Iterable[Any], int | None, tuple[str, ...]]:
     """The batches of ``data``, each checked against ``inputs`` when its turn comes.
 
     Returns:
-        The batches, how many (None: not known), and a note on what is left out, if anything.
+        The batches, how many (None: not known), and notes on what was left out, renamed or converted.
 
     Raises:
         CalibrationDataError: names, shapes or dtypes do not fit.
         OptionError: a batch size that is not the model's, or one for data that are batches already.
     """
     if isinstance(data, Samples):
-        found, note = _cut(inputs, data, batch_size)
+        found, notes = _cut(inputs, data, batch_size)
         found = found[:steps]
-        return (inputs.check(b, f"{data.name}, batch {i}") for i, b in enumerate(found)), len(found), note
+        return (inputs.check(b, f"{data.name}, batch {i}") for i, b in enumerate(found)), len(found), notes
     if batch_size is not None:
         raise OptionError(
             f"a batch size was given, and {data.name} has batches already",
@@ -139,7 +140,13 @@ def batches_for(
         known = None
     count = steps if known is None else min(known, steps or known)
     checked = (inputs.check(b, f"{data.name}, batch {i}") for i, b in enumerate(islice(data, steps)))
-    return checked, count, ""
+    first = data.peek()
+    notes = _left_out(inputs, data.name, first) if isinstance(first, Mapping) and inputs.values else ()
+    return checked, count, notes
+
+
+def _may_be_data(found: Any) -> bool:
+    return callable(found) or (isinstance(found, Iterable) and not isinstance(found, str))
 
 
 def _load_npz(path: str) -> Samples:
@@ -158,7 +165,7 @@ def _load_npz(path: str) -> Samples:
             f"{path} cannot be read: {first_line(error)}",
             hint="write it with numpy.savez(path, x=…), arrays of numbers",
         ) from error
-    return _samples(path, tensors)
+    return Samples(path, tensors)
 
 
 def _load_pt(path: str) -> Data:
@@ -171,9 +178,9 @@ def _load_pt(path: str) -> Data:
             hint="write it with torch.save: a tensor, a dict of tensors, or a list of batches",
         ) from error
     if isinstance(loaded, Tensor):
-        return _samples(path, {"arr_0": loaded})
+        return Samples(path, {"arr_0": loaded})
     if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
-        return _samples(path, {str(name): value for name, value in loaded.items()})
+        return Samples(path, {str(name): value for name, value in loaded.items()})
     if isinstance(loaded, list):
         return Batches(path, loaded)
     raise CalibrationDataError(
@@ -192,7 +199,8 @@ def _of_object(found: Any, name: str) -> Batches:
     return Batches(name, batches)
 
 
-def _samples(path: str, tensors: dict[str, Tensor]) -> Samples:
+def _check_counts(path: str, tensors: Mapping[str, Tensor]) -> None:
+    """See that there are samples, and as many of each."""
     counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in tensors.items()}
     if not counts or 0 in counts.values():
         empty = [name for name, count in counts.items() if not count]
@@ -206,40 +214,65 @@ def _samples(path: str, tensors: dict[str, Tensor]) -> Samples:
             + ", ".join(f"{name} {count}" for name, count in counts.items()),
             hint="give each as many samples, along its first axis",
         )
-    return Samples(path, tensors)
 
 
 def _cut(
     inputs: ModelInputs, samples: Samples, batch_size: int | None
-) -> tuple[list[dict[str, Tensor]], str]:
+) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
     size, is_fixed = inputs.batch_size, inputs.batch_size is not None
     if is_fixed and batch_size not in (None, size):
         raise OptionError(
             f"the batch size is {batch_size}, and the model was exported for {size} samples at a time",
             hint="leave --batch-size out, or export the model with a dynamic first axis",
         )
-    tensors = {name: _converted(t, inputs.tensors.get(name)) for name, t in _named(inputs, samples).items()}
+    named, notes = _named(inputs, samples)
+    _check_counts(samples.name, named)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        tensors[name], converted = _converted(name, tensor, inputs.tensors.get(name))
+        notes += [f"{samples.name}: {converted}"] if converted else []
     count, size = len(next(iter(tensors.values()))), size or batch_size or _ANY_SIZE
     whole = count // size * size if is_fixed else count
     if not whole:
         raise CalibrationDataError(
-            f"{samples.name} has {count} samples, and the model was exported for {size} at a time",
+            f"{samples.name} has {count} of the {size} samples that the model was exported for at a time",
             hint=f"give at least {size}, or export the model with smaller or dynamic batches",
         )
     cuts = ({name: t[start : start + size] for name, t in tensors.items()} for start in range(0, whole, size))
-    left_out = count - whole
-    note = f"{left_out} of {count} samples were left out: the model was exported for {size} at a time"
-    return list(cuts), note if left_out else ""
+    if whole < count:
+        notes.append(
+            f"{count - whole} of {count} samples were left out: the model was exported for {size} at a time"
+        )
+    return list(cuts), tuple(notes)
 
 
-def _named(inputs: ModelInputs, samples: Samples) -> dict[str, Tensor]:
-    """The tensors by the names of the inputs that they are for."""
+def _named(inputs: ModelInputs, samples: Samples) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by the names of the inputs that they are for, and notes on others and on other names."""
     names, found = list(inputs.tensors), samples.tensors
-    if len(names) == len(found) == 1:
-        return dict(zip(names, found.values(), strict=True))
+    if len(names) == len(found) == 1 and names != list(found):
+        ((own, tensor),) = found.items()
+        note = f"{samples.name}: {own!r} was taken for {names[0]!r}, the model's one input"
+        return {names[0]: tensor}, [] if _is_unnamed(found) else [note]
     if set(names).isdisjoint(found) and _is_unnamed(found):
-        return {name: found[array] for name, array in zip(names, _in_order(found), strict=False)}
-    return found
+        arrays = _in_order(found)
+        unnamed = dict(zip(names, arrays, strict=False))
+        taken = {name: found[array] for name, array in unnamed.items()}
+        return taken, list(_left_out(inputs, samples.name, arrays[len(unnamed) :]))
+    if set(names) <= set(found):
+        return {name: found[name] for name in names}, list(_left_out(inputs, samples.name, found))
+    return found, []
+
+
+def _left_out(inputs: ModelInputs, where: str, names: Iterable[Any]) -> tuple[str, ...]:
+    """A note on those of ``names`` that are no inputs."""
+    others = [repr(name) for name in names if name not in inputs.values]
+    if not others:
+        return ()
+    was, its = ("was", "that name") if len(others) == 1 else ("were", "those names")
+    return (
+        f"{where}: {', '.join(others)} {was} left out, as the model has no input of {its} "
+        f"(it has {', '.join(inputs.values)})",
+    )
 
 
 def _is_unnamed(tensors: Mapping[str, Tensor]) -> bool:
@@ -251,13 +284,16 @@ def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: int(name.removeprefix("arr_")))
 
 
-def _converted(tensor: Tensor, wanted: Tensor | None) -> Tensor:
-    """In the dtype of the input where that loses nothing that matters: NumPy's numbers have 64 bits."""
+def _converted(name: str, tensor: Tensor, wanted: Tensor | None) -> tuple[Tensor, str]:
+    """In the dtype of the input where that loses nothing that matters, and a note where it loses digits."""
     if wanted is None or tensor.dtype == wanted.dtype:
-        return tensor
-    both_float = tensor.is_floating_point() and wanted.is_floating_point()
+        return tensor, ""
+    if tensor.is_floating_point() and wanted.is_floating_point():
+        note = f"{name!r} is {dtype_text(tensor)}, and was converted to {dtype_text(wanted)} for the model"
+        widens = torch.promote_types(tensor.dtype, wanted.dtype) == wanted.dtype
+        return tensor.to(wanted.dtype), "" if widens else note
     widens = _is_integer(tensor) and _is_integer(wanted) and tensor.element_size() < wanted.element_size()
-    return tensor.to(wanted.dtype) if both_float or widens else tensor
+    return tensor.to(wanted.dtype) if widens else tensor, ""
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -31,7 +31,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise OptionError(
             f"the configuration file {path} cannot be read: {error.strerror}", hint="check its path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path} is no text", hint='write options as name = "value"') from error
+    except tomllib.TOMLDecodeError as error:
         raise OptionError(f"{path} is no TOML: {error}", hint='write options as name = "value"') from error
     if path.name == "pyproject.toml":
         values = _table(values, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 import torch
@@ -14,9 +14,14 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ....errors import CalibrationDataError, GraphInputError, OptionError
+from ....ir.schema import OpOverload, argument, operator_name, signature
 from .named_object import call_user, code_of, find_object, first_line, is_object_name
+from .program_file import check_is_program, load_program
 
 __all__ = ["Built", "export", "find_model"]
+
+_TRAINING: Final = ("train", "training")
+"""What ATen calls the argument that says whether an operator computes as in training."""
 
 Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 """Positional and keyword arguments of a model."""
@@ -42,13 +47,13 @@ def find_model(name: str) -> Callable[[], Built]:
 
     Raises:
         OptionError: ``name`` is neither a file nor ``package.module:name``, or there is no such thing.
+        GraphInputError: the file is no program.
         UnknownNameError: the module has no such name.
         Exception: what importing the module raised.
     """
-    if name.endswith(".pt2"):
-        if not Path(name).is_file():
-            raise OptionError(f"there is no file {name}", hint="check its path")
-        return lambda: _load(name)
+    if name.endswith(".pt2") or Path(name).exists():
+        check_is_program(Path(name))
+        return lambda: _load(Path(name))
     if not is_object_name(name):
         raise OptionError(
             f"the model {name!r} is neither package.module:name nor a .pt2 file",
@@ -60,8 +65,8 @@ def find_model(name: str) -> Callable[[], Built]:
     return lambda: _built(call_user(found, name), name)
 
 
-def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, str]:
-    """The graph of a model in evaluation mode, and a note on what of the batch was not used, or "".
+def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, tuple[str, ...]]:
+    """The graph of a model in evaluation mode, and notes on what was changed or not used for that.
 
     Args:
         built: the model.
@@ -73,19 +78,26 @@ def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, str]:
         Exception: what the model raised at its arguments.
     """
     if isinstance(built.model, ExportedProgram):
-        return built.model.module(), ""
+        gm = built.model.module()
+        return gm, _of_training(gm, built.name)
+    notes: list[str] = []
+    if any(module.training for module in built.model.modules()):
+        notes.append(
+            f"{built.name} came in training mode, and was put into evaluation mode, as by model.eval(): "
+            "Dropout does nothing, BatchNorm takes its running statistics"
+        )
     model = built.model.eval()
-    note = ""
     if built.example is not None:
         args, kwargs = built.example
     else:
         args, kwargs, note = _arguments(model, first_batch, built.name)
+        notes += [note] if note else []
     # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
     with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
         model(*args, **kwargs)
     try:
         with torch.no_grad():
-            return torch.export.export(model, args, kwargs).module(), note
+            return torch.export.export(model, args, kwargs).module(), tuple(notes)
     # torch.export has no error type of its own.
     except Exception as error:
         raise GraphInputError(
@@ -95,16 +107,31 @@ def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, str]:
         ) from error
 
 
-def _load(path: str) -> Built:
-    try:
-        program = torch.export.load(path)
-    # What a broken file raises is not documented: errors of zip, of JSON, of tensors.
-    except Exception as error:
-        raise GraphInputError(
-            f"{path} is no program that torch.export.load reads: {first_line(error)}",
-            hint="write it with torch.export.save(torch.export.export(model.eval(), inputs), path)",
-        ) from error
-    return Built(path, program, program.example_inputs)
+def _of_training(gm: GraphModule, name: str) -> tuple[str, ...]:
+    """A note on what computes as in training, of a program that was exported so.
+
+    BatchNorm and Dropout are not in it: with them the model is refused.
+    """
+    found = dict.fromkeys(
+        operator_name(node.target)[1]
+        for node in gm.graph.nodes
+        if isinstance(node.target, OpOverload)
+        and node.target not in (torch.ops.aten.batch_norm.default, torch.ops.aten.dropout.default)
+        and any(
+            argument(node, each) is True for each in signature(node.target).positional if each in _TRAINING
+        )
+    )
+    if not found:
+        return ()
+    return (
+        f"{name} was exported in training mode, and is quantized so: {', '.join(found)}. To quantize what "
+        "inference computes, export model.eval()",
+    )
+
+
+def _load(path: Path) -> Built:
+    program = load_program(path)
+    return Built(str(path), program, program.example_inputs)
 
 
 def _built(made: Any, name: str) -> Built:
@@ -141,21 +168,24 @@ def _arguments(model: nn.Module, batch: Any, name: str) -> tuple[tuple[Any, ...]
             hint="let the function return (module, inputs), or give --calibration",
         )
     args, kwargs = _as_arguments(batch, "the calibration data")
-    signature = inspect.signature(model.forward)
+    forward = inspect.signature(model.forward)
     if not kwargs:
         positional = [
-            p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            p for p in forward.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
         needed = max(sum(p.default is p.empty for p in positional), 1)
         # What follows the inputs in a batch is labels.
         left_out = [p.name for p in positional[needed : len(args)]]
         return args[:needed], {}, _note(left_out, len(args) - needed, name) if left_out else ""
+    needed = [name for name, parameter in forward.parameters.items() if parameter.default is parameter.empty]
+    if len(kwargs) == 1 >= len(needed) and kwargs.keys().isdisjoint(forward.parameters):
+        return tuple(kwargs.values()), {}, ""  # one array for the one input needs no name
     try:
-        bound = signature.bind(**{key: kwargs[key] for key in kwargs if key in signature.parameters})
+        bound = forward.bind(**{key: kwargs[key] for key in kwargs if key in forward.parameters})
     except TypeError as error:
         raise CalibrationDataError(
             f"the calibration data have {', '.join(kwargs)}, which do not fit the forward of {name}: {error}",
-            hint=f"name the arrays as its arguments: forward{signature}",
+            hint=f"name the arrays as its arguments: forward{forward}",
         ) from error
     return bound.args, bound.kwargs, ""
 

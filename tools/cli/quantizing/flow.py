@@ -16,16 +16,16 @@ from ....errors import GraphInputError, OptionError
 from ....ir.coverage import Coverage
 from ....ir.ledger import Decision
 from ....ir.stages import Stage, get_stage
-from ....passes.instruments import DiffToFolder, Instrument
+from ....passes.instruments import DiffToFolder, Instrument, Reproducer
 from ....quantize_pt2e import calibrate, convert_pt2e, coverage, decisions, lower_pt2e, prepare_pt2e
 from ...report import Report, write_report
 from .calibration_data import Data, batches_for, find_data, first_batch
 from .files import check_is_folder, check_is_writable, written_whole
 from .float_model import Built, export, find_model
 from .model_inputs import ModelInputs, inputs_of
-from .options import QuantizeOptions, Verification
+from .options import QuantizeOptions, Verification, about_option
 from .outputs import save_graphs, save_package, save_program, weight_bytes
-from .target import Target, find_target, make_quantizer
+from .target import Target, check_left_float, find_target, make_quantizer
 from .watch import Watch
 
 __all__ = ["QuantizeResult", "quantize"]
@@ -98,13 +98,9 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
         Exception: what the user's model or data raised.
     """
     _check_outputs(options)
-    # The user's modules first: importing them may register a backend.
-    build = find_model(options.model)
-    load = None if options.calibration is None else find_data(options.calibration)
-    target = find_target(options.backend, options.preset)
-    _check_goes_together(options, target)
+    build, load, target = _find(options)
     watch = Watch(progress or Progress(disable=True))
-    notes = [target.note] if target.note else []
+    notes = [*target.notes]
 
     with watch.step("building the model"):
         built = build()
@@ -113,20 +109,24 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
         with watch.step("loading calibration data"):
             data = load()
     with watch.step("exporting"):
-        exported, note = export(built, _batch_for_export(built, data, options.batch_size))
-    notes += [note] if note else []
-    _check_is_float(exported, built)
+        exported, found = export(built, _batch_for_export(built, data, options.batch_size))
+    notes += found
+    with about_option("model"):
+        _check_is_float(exported, built)
+    with about_option("left-float"):
+        check_left_float(exported, options.left_float, target.backend)
     inputs = inputs_of(exported)
     if options.output or options.package:
         notes += _fixed_batch(exported)
-    batches, count, note = (iter(()), 0, "") if data is None else _take(inputs, data, options)
-    notes += [note] if note else []
+    batches, count, found = (iter(()), 0, ()) if data is None else _take(inputs, data, options)
+    notes += found
     first = next(batches, None)
     example = _example(inputs, first, built)
 
     report = Report()
     instruments: list[Instrument] = [report] if options.report else []
     instruments += [DiffToFolder(options.diffs)] if options.diffs else []
+    instruments += [Reproducer(options.reproducers)] if options.reproducers else []
     checks: _Checks = {"verify": options.verify, "example_inputs": example}
     quantizer, backend = make_quantizer(target, options.left_float), target.backend
     with watch.passes("preparing", backend.prepare) as each:
@@ -162,6 +162,20 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
     return result
 
 
+def _find(
+    options: QuantizeOptions,
+) -> tuple[Callable[[], Built], Callable[[], Data] | None, Target]:
+    """What builds the model, what loads the data, and for whom they are."""
+    # The user's modules first: importing them may register a backend.
+    with about_option("model"):
+        build = find_model(options.model)
+    with about_option("calibration"):
+        load = None if options.calibration is None else find_data(options.calibration)
+    target = find_target(options.backend, options.preset)
+    _check_goes_together(options, target)
+    return build, load, target
+
+
 class _Checks(TypedDict):
     verify: Verification
     example_inputs: Sequence[Any] | None
@@ -174,10 +188,16 @@ def _check_outputs(options: QuantizeOptions) -> None:
         ("report", options.report, ""),
     ):
         if path is not None:
-            check_is_writable(path, name, ending)
-    for name, path in (("save-graphs", options.save_graphs), ("diffs", options.diffs)):
+            with about_option(name):
+                check_is_writable(path, name, ending)
+    for name, path in (
+        ("save-graphs", options.save_graphs),
+        ("diffs", options.diffs),
+        ("reproducers", options.reproducers),
+    ):
         if path is not None:
-            check_is_folder(path, name)
+            with about_option(name):
+                check_is_folder(path, name)
     files = [path for path in (options.output, options.package, options.report) if path is not None]
     if len({path.resolve() for path in files}) < len(files):
         raise OptionError("two outputs have the same path", hint="give each a file of its own")
@@ -223,9 +243,11 @@ def _batch_for_export(built: Built, data: Data | None, batch_size: int | None) -
     return first_batch(data, batch_size) if needed and data is not None else None
 
 
-def _take(inputs: ModelInputs, data: Data, options: QuantizeOptions) -> tuple[Iterator[Any], int | None, str]:
-    batches, count, note = batches_for(inputs, data, batch_size=options.batch_size, steps=options.steps)
-    return iter(batches), count, note
+def _take(
+    inputs: ModelInputs, data: Data, options: QuantizeOptions
+) -> tuple[Iterator[Any], int | None, tuple[str, ...]]:
+    batches, count, notes = batches_for(inputs, data, batch_size=options.batch_size, steps=options.steps)
+    return iter(batches), count, notes
 
 
 def _example(inputs: ModelInputs, first: Any, built: Built) -> tuple[Any, ...] | None:

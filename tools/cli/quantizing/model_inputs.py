@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ....errors import CalibrationDataError, UnsupportedError
 from ....passes.registry import unknown_name
 
-__all__ = ["ModelInputs", "inputs_of"]
+__all__ = ["ModelInputs", "dtype_text", "inputs_of"]
 
 
 @attrs.frozen(eq=False)
@@ -94,7 +94,7 @@ class ModelInputs:
             )
         if len(values) < len(self.values):
             raise CalibrationDataError(
-                f"the batch has {len(values)} entries, and the model takes {len(self.values)} inputs: "
+                f"the batch has {len(values)} of the {len(self.values)} inputs that the model takes: "
                 f"{', '.join(self.values)}",
                 where=where,
                 hint="give the inputs first, in the order of forward, then whatever else (labels)",
@@ -117,7 +117,7 @@ def _check_tensor(name: str, found: Any, wanted: Tensor, where: str) -> None:
     if not isinstance(found, Tensor):
         raise CalibrationDataError(
             f"the input {name!r} is a {type(found).__name__}, and the model takes a tensor of "
-            f"{_dtype(wanted)} {_shape(wanted)}",
+            f"{dtype_text(wanted)} {_shape(wanted)}",
             where=where,
             hint="give what the model was exported with",
         )
@@ -126,8 +126,8 @@ def _check_tensor(name: str, found: Any, wanted: Tensor, where: str) -> None:
     )
     if not fits or found.dtype != wanted.dtype:
         raise CalibrationDataError(
-            f"the input {name!r} is {_dtype(found)} {_shape(found)}, and the model takes "
-            f"{_dtype(wanted)} {_shape(wanted)}",
+            f"the input {name!r} is {dtype_text(found)} {_shape(found)}, and the model takes "
+            f"{dtype_text(wanted)} {_shape(wanted)}",
             where=where,
             hint=_how_to_fit(found, wanted),
         )
@@ -137,7 +137,7 @@ def _how_to_fit(found: Tensor, wanted: Tensor) -> str:
     if found.ndim == wanted.ndim - 1:
         return "the axis of samples is missing: stack samples along a first axis"
     if found.dtype != wanted.dtype and found.ndim == wanted.ndim:
-        return f"convert the data, as what runs the model later does: to {_dtype(wanted)}"
+        return f"convert the data, as what runs the model later does: to {dtype_text(wanted)}"
     if found.shape[1:] == wanted.shape[1:]:
         return f"the model was exported for {wanted.shape[0]} samples at a time: give batches of as many"
     return "give what the model was exported with"
@@ -147,5 +147,6 @@ def _shape(tensor: Tensor) -> str:
     return f"[{', '.join(str(size) if isinstance(size, int) else 'any' for size in tensor.shape)}]"
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_text(tensor: Tensor) -> str:
+    """``float32``."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -22,8 +22,12 @@ def is_object_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def find_object(name: str) -> Any:
+def find_object(name: str, is_usable: Callable[[Any], bool] = callable) -> Any:
     """The object that ``package.module:name`` names; the module is imported.
+
+    Args:
+        name: of that form.
+        is_usable: whether an object may be meant, to be offered where there is none of that name.
 
     Raises:
         OptionError: there is no such module.
@@ -35,7 +39,10 @@ def find_object(name: str) -> Any:
     found: Any = import_user_module(match["module"])
     for part in match["path"].split("."):
         if not hasattr(found, part):
-            known = tuple(key for key in vars(found) if not key.startswith("_"))
+            public = {
+                key: value for key, value in getattr(found, "__dict__", {}).items() if not key.startswith("_")
+            }
+            known = tuple(key for key, value in public.items() if is_usable(value))
             raise unknown_name(f"object in {match['module']}", part, known)
         found = getattr(found, part)
     return found
@@ -72,6 +79,11 @@ def code_of(who: str) -> Generator[None]:
     """Note on what is raised inside that ``who`` raised it."""
     try:
         yield
+    except SystemExit as stopped:
+        # Its exit code would be taken for one of ours.
+        error = RuntimeError(f"sys.exit({stopped.code!r}) was called")
+        in_code_of_yours(error, who)
+        raise error from stopped
     except Exception as error:
         in_code_of_yours(error, who)
         raise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 
-from ....errors import OptionError
+from ....errors import LowbitError, OptionError
 from ....passes.registry import unknown_name
 
-__all__ = ["OPTION_NAMES", "QuantizeOptions", "Verification", "make_options"]
+__all__ = ["OPTION_NAMES", "QuantizeOptions", "Verification", "about_option", "make_options", "option_of"]
 
 Verification: TypeAlias = Literal["stages", "numeric"]
 
@@ -85,6 +86,7 @@ class QuantizeOptions:
         save_graphs: folder for the graph at each stage, for ``lowbit explain``, ``diff`` and ``opt``.
         report: file for the report, one page of HTML.
         diffs: folder for what each pass changed, a file a pass.
+        reproducers: folder for what it takes to run a pass again that fails, one file, weights included.
 
     Raises:
         OptionError: a value of the wrong kind.
@@ -104,6 +106,7 @@ class QuantizeOptions:
     save_graphs: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
     report: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
     diffs: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
+    reproducers: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
 
 
 def _written(name: str) -> str:
@@ -130,3 +133,22 @@ def make_options(values: dict[str, Any]) -> QuantizeOptions:
             hint="name package.module:build, which returns a module, or a .pt2 file of a float program",
         )
     return QuantizeOptions(**{name.replace("-", "_"): value for name, value in values.items()})
+
+
+_ABOUT: Final = "it is about the option "
+
+
+@contextmanager
+def about_option(name: str) -> Generator[None]:
+    """Note on lowbit's errors that are raised inside which option they are about: it may be in a file."""
+    try:
+        yield
+    except LowbitError as error:
+        error.add_note(_ABOUT + name)
+        raise
+
+
+def option_of(error: LowbitError) -> str | None:
+    """The option that an error is about, where :func:`about_option` noted one."""
+    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith(_ABOUT))
+    return next((note.removeprefix(_ABOUT) for note in notes), None)

@@ -6,20 +6,30 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
+from torch.fx import GraphModule
 
 from ....backends.base import Backend
 from ....backends.capabilities import Preset, mode_of
 from ....backends.composable import ComposableQuantizer
-from ....backends.registry import get_backend
-from ....backends.x86_inductor import X86_INDUCTOR, has_vnni
+from ....backends.registry import backend_names, get_backend
 from ....errors import OptionError, UnsupportedError
+from ....ir.attributes import nested_graph_modules
+from ....ir.location import module_stack
 from ....ir.quantizer import Quantizer
 from ....matchers.operator_pattern import Mode
+from ....passes import PassManager, Pipeline
 from ....passes.registry import unknown_name
+from .options import about_option
 
-__all__ = ["Target", "default_backend", "find_target", "make_quantizer", "presets_for_calibration"]
-
-_DEFAULTS = ("x86_inductor", "arm_inductor")
+__all__ = [
+    "Target",
+    "check_left_float",
+    "default_backend",
+    "default_preset",
+    "find_target",
+    "make_quantizer",
+    "presets_for_calibration",
+]
 
 
 @runtime_checkable
@@ -39,13 +49,13 @@ class Target:
         backend: the backend.
         preset: name of the preset.
         presets: the preset of that name of each part of the backend that has it; of the others, their own.
-        note: what to say about the choice, if anything.
+        notes: what to say about the choice.
     """
 
     backend: Backend
     preset: str
     presets: dict[str, Preset]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def needs_calibration(self) -> bool:
@@ -53,17 +63,18 @@ class Target:
         return any(_is_static(preset) for preset in self.presets.values())
 
 
-def default_backend() -> str:
-    """The backend of Inductor for the CPU of this machine.
+def default_backend() -> Backend:
+    """The backend that is taken on this machine where none is named.
 
     Raises:
-        OptionError: there is none.
+        OptionError: there is none, or there are several.
     """
-    for name in _DEFAULTS:
-        if get_backend(name).is_available():
-            return name
+    found = [b for name in backend_names() if (b := get_backend(name)).is_default and b.is_available()]
+    if len(found) == 1:
+        return found[0]
+    many = ", ".join(backend.name for backend in found)
     raise OptionError(
-        "no backend was named, and none is for the CPU of this machine",
+        f"no backend was named, and {f'several are for this machine: {many}' if many else 'none is for it'}",
         hint="name one with --backend; lowbit backends lists them",
     )
 
@@ -82,26 +93,22 @@ def find_target(backend_name: str | None, preset_name: str | None) -> Target:
         UnknownNameError: no such backend or preset; the hint has the nearest.
         OptionError: the preset is for training, or there is no backend for this machine.
     """
-    backend = get_backend(backend_name or default_backend())
+    with about_option("backend"):
+        backend = default_backend() if backend_name is None else get_backend(backend_name)
     known = [preset.name for preset in presets_for_calibration(backend)]
     if not known:
         raise OptionError(
             f"the backend {backend.name} has no presets",
             hint="quantize in Python, with its quantizer: prepare_pt2e(exported, quantizer)",
         )
-    note = ""
+    notes: tuple[str, ...] = ()
     if preset_name is None:
-        preset_name = "static" if "static" in known else known[0]
-        if preset_name == "static" and X86_INDUCTOR in _parts(backend) and not has_vnni():
-            preset_name = "static-7-bit"
-            note = (
-                "this CPU has no VNNI, so activations have 7 bits (preset static-7-bit), with which its int8 "
-                "kernels cannot overflow. To quantize for CPUs that have it: --preset static"
-            )
+        preset_name, notes = _default_preset(backend)
     if preset_name not in known:
-        raise _no_preset(backend, preset_name, known)
+        with about_option("preset"):
+            raise _no_preset(backend, preset_name, known)
     chosen = {part.name: _preset_of(part, preset_name) for part in _parts(backend)}
-    return Target(backend, preset_name, chosen, note)
+    return Target(backend, preset_name, chosen, notes)
 
 
 def make_quantizer(target: Target, left_float: Iterable[str] = ()) -> Quantizer:
@@ -124,6 +131,26 @@ def make_quantizer(target: Target, left_float: Iterable[str] = ()) -> Quantizer:
     return quantizer
 
 
+def check_left_float(exported: GraphModule, left_float: Iterable[str], backend: Backend) -> None:
+    """See that there are operators in each of the modules, as the pass ``annotate`` will be handed them.
+
+    Raises:
+        UnknownNameError: there are none in one of them; the hint has the nearest names.
+    """
+    names = tuple(left_float)
+    if not names:
+        return
+    prepare = backend.prepare
+    before = prepare.passes[: prepare.names.index("annotate")] if "annotate" in prepare.names else ()
+    canonical = PassManager().run(exported, Pipeline(before))
+    graphs = (canonical.graph, *(module.graph for module in nested_graph_modules(canonical)))
+    operators = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
+    paths = dict.fromkeys(call.path for node in operators for call in module_stack(node.meta) if call.path)
+    for name in names:
+        if not any(f"{path}.".startswith(f"{name}.") for path in paths):
+            raise unknown_name("module with operators to leave float", name, tuple(paths))
+
+
 def _parts(backend: Backend) -> tuple[Backend, ...]:
     return backend.parts or (backend,)
 
@@ -131,6 +158,32 @@ def _parts(backend: Backend) -> tuple[Backend, ...]:
 def _preset_of(part: Backend, name: str) -> Preset:
     presets = presets_for_calibration(part)
     return next((preset for preset in presets if preset.name == name), presets[0])
+
+
+def default_preset(backend: Backend) -> str:
+    """Name of the preset that is taken on this machine where none is named."""
+    return _default_preset(backend)[0]
+
+
+def _default_preset(backend: Backend) -> tuple[str, tuple[str, ...]]:
+    """Its name, and a note on those that come before it and do not suit this machine.
+
+    Of several backends, it is that of the first that finds ranges from data, as the others follow.
+    """
+    chosen = [_first_that_suits(presets_for_calibration(part)) for part in _parts(backend)]
+    preset, unsuited = next((each for each in chosen if _is_static(each[0])), chosen[0])
+    notes = (
+        f"{each.unsuited}, so the preset is {preset.name}. To quantize for machines where it is otherwise: "
+        f"--preset {each.name}"
+        for each in unsuited
+    )
+    return preset.name, tuple(notes)
+
+
+def _first_that_suits(presets: tuple[Preset, ...]) -> tuple[Preset, tuple[Preset, ...]]:
+    """The first preset that suits this machine, the first of all if none does, and those before it."""
+    index = next((i for i, preset in enumerate(presets) if preset.suits()), 0)
+    return presets[index], presets[:index]
 
 
 def _is_static(preset: Preset) -> bool:

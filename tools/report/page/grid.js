@@ -212,6 +212,10 @@ function chipCell(row, key, moment) {
   return h("div", { role: "gridcell", class: "chip" }, chip ? chipElement(chip) : null);
 }
 
+/** The width that a chip needs, in pixels: its text is in a font of which every letter is 7 wide. */
+const chipWidth = ({ text: words, sign, picture, bar }) =>
+  16 + words.length * 7 + (sign ? 13 : 0) + (picture ? 77 : 0) + (bar === undefined ? 0 : 49);
+
 function chipElement(chip) {
   const style = chip.hue === undefined ? null : `--hue:${chip.hue.toFixed(0)}`;
   return h(

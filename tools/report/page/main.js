@@ -85,10 +85,13 @@ function showControls() {
 function showLegend() {
   const overlay = OVERLAYS.find(({ id }) => id === state.overlay),
     counted = new Map();
+  let width = 0;
   for (const { key, b } of view.all) {
     const chip = b && overlay.chip(b, key, view.b);
+    if (chip) width = Math.max(width, chipWidth(chip));
     if (chip?.facet) counted.set(chip.facet, { chip, count: (counted.get(chip.facet)?.count ?? 0) + 1 });
   }
+  grid.style.setProperty("--chip", `${width}px`);
   const entries = [...counted.values()].sort((x, y) => y.count - x.count),
     most = 14;
   const words = ({ chip }) => (chip.facet.startsWith("group:") ? chip.facet.slice(6) : chip.text);
@@ -169,21 +172,19 @@ function buildControls() {
 function showFigures() {
   const passes = moments.filter((moment) => moment.position > 0),
     seconds = passes.reduce((sum, moment) => sum + (moment.seconds ?? 0), 0);
-  const made = [...decisions.at(-1).values()],
-    intended = made.filter((one) => one.intended),
-    low = intended.filter((one) => one.status === "quantized");
+  const { quantized, total, line } = raw.runs.at(-1).coverage;
   const output = errors && [...errors.values()].filter((error) => !error.own).at(-1);
   const figures = [
     ["passes", passes.length],
     ["nodes", `${moments[0].order.length} → ${moments.at(-1).order.length}`],
     passes.some((moment) => moment.seconds !== null) && ["in passes", milliseconds(seconds)],
-    intended.length && ["in low precision", `${low.length} of ${intended.length}`],
+    total && ["float operators quantized", `${quantized} of ${total}`, line],
     output && ["signal to noise", decibels(output)],
   ].filter(Boolean);
   document
     .getElementById("figures")
     .replaceChildren(
-      ...figures.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, `${value}`))),
+      ...figures.map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, `${value}`))),
     );
 }
 

@@ -112,5 +112,9 @@ function outcome(moment) {
     const pill = h("span", { class: `pill family ${verdict(made).family}` }, `${verdict(made).sign} `, link);
     return h("li", {}, h("span", { class: "count" }, `${n}`), " ", pill);
   };
-  return section(`Decisions, at the end of ${moment.verb}`, h("ul", { class: "tally" }, sorted.map(line)));
+  return section(
+    `Decisions, at the end of ${moment.verb}`,
+    h("p", {}, raw.runs[moment.run].coverage.line.split(";")[0]),
+    h("ul", { class: "tally" }, sorted.map(line)),
+  );
 }

@@ -1,0 +1,156 @@
+"""Contracts: what they let through is derived, and what they are to find they find."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+import torch
+from lowbit import PassContext, Pipeline, Stage
+from lowbit.errors import ContractError
+from lowbit.ir.attributes import find_attribute, get_tensor, set_tensor
+from lowbit.ir.clone import clone_graph_module
+from lowbit.ir.verifiers import is_observer
+from lowbit.passes import FoldConvBnQat, Normalize, PassManager, PropagateBf16
+from lowbit.passes.contracts import CONTRACTS, EXACT
+from lowbit.passes.equivalence import check_contract
+from lowbit.tools.testing import Choices, Program, Step, Subject
+from lowbit.tools.testing.subjects import bring, place_of
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+aten = torch.ops.aten
+BF16 = CONTRACTS["propagate-bf16"]
+UNIT = 2.0**-8  # half the distance of neighbouring bfloat16 numbers from 1 on
+
+# Of this block float32 takes one integer of the folded weight to the other side of half a step.
+TIE = Subject(Program((2, 3), (Step("block", option=177),), seed=23, is_training=True), (Choices(weight=1),))
+
+
+def folded(change: Callable[[GraphModule], None]) -> None:
+    """Check ``fold-conv-bn-qat`` where ``change`` is made to what it makes."""
+    place = place_of(FoldConvBnQat(), is_training=True, backend=None)
+    before, _ = bring(TIE, place)
+    after = PassManager().run(before, Pipeline((FoldConvBnQat(),)), PassContext())
+    after = clone_graph_module(after)
+    change(after)
+    check_contract(before, after, TIE.inputs, CONTRACTS["fold-conv-bn-qat"])
+
+
+def nothing(gm: GraphModule) -> None:
+    """As the pass left it."""
+
+
+def weight_of(gm: GraphModule) -> str:
+    (linear,) = gm.graph.find_nodes(op="call_function", target=aten.linear.default)
+    return str(linear.args[1].args[0].target)
+
+
+def scale_weight(by: float) -> Callable[[GraphModule], None]:
+    def change(gm: GraphModule) -> None:
+        name = weight_of(gm)
+        set_tensor(gm, name, get_tensor(gm, name) * by)
+
+    return change
+
+
+def widen_observer(gm: GraphModule) -> None:
+    """A scale that is off by so little that no value moves by a step."""
+    (linear,) = gm.graph.find_nodes(op="call_function", target=aten.linear.default)
+    target = str(linear.args[1].target)
+    observer: Any = copy.deepcopy(find_attribute(gm, target))
+    assert is_observer(observer)
+    observer.scale.mul_(1 + 2**-10)
+    gm.set_submodule(target, observer)
+
+
+def test_a_weight_at_half_a_step_is_compared_before_it_is_quantized() -> None:
+    folded(nothing)
+    folded(scale_weight(1 + 2**-23))
+
+
+@pytest.mark.parametrize("fault", [scale_weight(1 + 2**-20), scale_weight(1.0 - 2**-8), widen_observer])
+def test_no_fault_within_a_step_is_hidden(fault: Callable[[GraphModule], None]) -> None:
+    with pytest.raises(ContractError):
+        folded(fault)
+
+
+class Product(nn.Module):
+    """One product, so that roundings add up as they may at worst."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.linear.weight, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
+
+
+def in_bfloat16(model: nn.Module, x: Tensor) -> tuple[GraphModule, GraphModule]:
+    exported = torch.export.export(model.eval(), (x,)).module()
+    before = PassManager().run(exported, Pipeline((Normalize(),)))
+    return before, PassManager().run(before, Pipeline((PropagateBf16(),)))
+
+
+def test_bfloat16_takes_both_roundings_and_not_one_more() -> None:
+    # Both are rounded down by nearly as much as can be: the weight, and the product with what is left of it.
+    weight, x = 1 + UNIT * (1 - 2**-10), torch.full((1, 1), 1 + UNIT * (1 - 2**-6))
+    before, after = in_bfloat16(Product(weight), x)
+    check_contract(before, after, (x,), BF16)
+    with pytest.raises(ContractError, match=r"1 roundings to torch\.bfloat16"):
+        check_contract(before, after, (x,), attrs.evolve(BF16, roundings=1))
+    (node,) = after.graph.find_nodes(op="get_attr")
+    set_tensor(after, str(node.target), get_tensor(after, str(node.target)) - 2 * UNIT)
+    with pytest.raises(ContractError, match=r"2 roundings to torch\.bfloat16"):
+        check_contract(before, after, (x,), BF16)
+
+
+def test_what_bfloat16_computes_is_seen_to_be_rounded() -> None:
+    """A graph that says it computes in bfloat16 is not taken for exact."""
+    x = torch.full((1, 1), 1 + 2**-10)
+    with pytest.raises(ContractError, match="equal values"):
+        check_contract(*in_bfloat16(Product(1.0), x), (x,), attrs.evolve(EXACT, dtype=torch.bfloat16))
+
+
+class Cache(nn.Module):
+    """Layers, and a counter that is written in place."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps.add_(1)
+        return self.second(self.first(x).relu()) + self.steps
+
+
+@attrs.frozen
+class ScaleFirst:
+    """Changes the first weight by a little."""
+
+    name: ClassVar[str] = "scale-first"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
+    ensures: ClassVar[Stage | None] = None
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        set_tensor(gm, "first.weight", get_tensor(gm, "first.weight") * (1 + 2**-16))
+        return True
+
+
+def test_a_model_that_writes_in_place_is_compared_where_it_changed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    before = torch.export.export(Cache().eval(), (x,)).module()
+    assert isinstance(before, GraphModule)
+    before = PassManager().run(before, Pipeline((Normalize(),)))
+    after = PassManager().run(before, Pipeline((ScaleFirst(),)))
+    with pytest.raises(ContractError, match="%linear is not what %linear was"):
+        check_contract(before, after, (x,), CONTRACTS["fold-batch-norm"])
+    check_contract(before, PassManager().run(before, Pipeline((PropagateBf16(),))), (x,), BF16)
