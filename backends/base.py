@@ -55,7 +55,7 @@ class Backend:
     architecture: str | None = None
     is_available: Callable[[], bool] = lambda: True
     is_default: bool = False
-    checks: Callable[[], Iterable[Finding]] = tuple
+    checks: Callable[[], Iterable[Finding]] = lambda: ()
     by_hand: tuple[ByHand, ...] = ()
     parts: tuple[Backend, ...] = ()
 

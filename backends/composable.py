@@ -14,6 +14,7 @@ from ..ir.annotation import QuantizationAnnotation, get_annotation
 from ..ir.ledger import Ledger
 from ..ir.location import locate
 from ..ir.quantizer import Quantizer
+from ..passes import Pipeline
 from .base import Backend
 from .capabilities import Capabilities
 
@@ -187,7 +188,8 @@ def _check_unchanged(annotated: dict[Node, tuple[Quantizer, _Copy]], second: Qua
 def compose_backends(*backends: Backend) -> Backend:
     """Several backends as one, for models that :class:`ComposableQuantizer` prepared: ``"a+b"``.
 
-    Its patterns are those of all, in their order, of which the first that fits counts. Pipelines must agree.
+    Its patterns are those of all, in their order, of which the first that fits counts. Pipelines must agree;
+    of those that lower one may have passes besides all of the other's, which are for kernels of its own.
 
     Raises:
         PipelineError: two of them cannot work on one model; the message names both.
@@ -195,20 +197,21 @@ def compose_backends(*backends: Backend) -> Backend:
     # Of each two: what the first leaves open (a device, training) others may disagree about.
     for one, other in itertools.combinations(backends, 2):
         _check_composable(one, other)
-    first = backends[0]
     lowered_by = [f"{backend.name}: {backend.lowered_by}" for backend in backends if backend.lowered_by]
-    qat = {id(b.prepare_qat): b.prepare_qat for b in backends if b.prepare_qat is not None}
+    lower = [backend.lower for backend in backends if backend.lower is not None]
+    qat = [backend.prepare_qat for backend in backends if backend.prepare_qat is not None]
     devices = dict.fromkeys(backend.device for backend in backends if backend.device is not None)
     architectures = dict.fromkeys(b.architecture for b in backends if b.architecture is not None)
     return Backend(
         name="+".join(backend.name for backend in backends),
         patterns=tuple(pattern for backend in backends for pattern in backend.patterns),
         quantizer=lambda: ComposableQuantizer([backend.quantizer() for backend in backends]),
-        prepare=first.prepare,
-        convert=first.convert,
-        lower=first.lower if all(backend.lower == first.lower for backend in backends) else None,
+        prepare=backends[0].prepare,
+        convert=backends[0].convert,
+        # The longest has the passes of all.
+        lower=max(lower, key=len) if len(lower) == len(backends) else None,
         lowered_by="; ".join(lowered_by),
-        prepare_qat=next(iter(qat.values()), None),
+        prepare_qat=next(iter(qat), None),
         device=next(iter(devices), None),
         architecture=next(iter(architectures), None),
         is_available=lambda: all(backend.is_available() for backend in backends),
@@ -217,10 +220,18 @@ def compose_backends(*backends: Backend) -> Backend:
     )
 
 
+def _is_part_of(shorter: Pipeline, longer: Pipeline) -> bool:
+    """Whether ``longer`` has the passes of ``shorter``, in their order, and perhaps others between them."""
+    rest = iter(longer)
+    return all(any(pass_ == each for each in rest) for pass_ in shorter)
+
+
 def _check_composable(first: Backend, other: Backend) -> None:
     for step in ("prepare", "convert", "prepare_qat", "lower"):
         ours, theirs = getattr(first, step), getattr(other, step)
-        if ours is not None and theirs is not None and ours != theirs:
+        if ours is None or theirs is None or ours == theirs:
+            continue
+        if step != "lower" or not _is_part_of(*sorted((ours, theirs), key=len)):
             raise PipelineError(
                 f"the backends {first.name} and {other.name} have different {step} pipelines",
                 where=(f"{first.name}: {ours}", f"{other.name}: {theirs}"),

@@ -1,100 +1,209 @@
-"""Latency of compiled ResNets, float32 and int8, all contestants taking turns in one process."""
+"""Latency of compiled models, float32 and int8, lowbit's and others', all contestants taking turns.
+
+Each is a process of its own (``contestant.py``). Those that are not installed are left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import attrs
 import click
 import torch
-import torch._inductor.config
-from flows import Flow, export, lowbit_flow, torchao_flow
-from lowbit.quantize_pt2e import lower_pt2e
-from lowbit.tools.demo.data import blended_colours
-from lowbit.tools.demo.measure import agreement
-from lowbit.tools.interleaved import time_interleaved
-from lowbit.tools.models import resnet18, resnet50
+from contestant import CONTESTANTS
+from lowbit.tools.interleaved import Timings
+from lowbit.tools.models.catalogue import CATALOGUE
 from results import report, table, write_option
-from torch import Tensor, nn
-from torch.fx import GraphModule
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50}
-
-
-def contestants(model: nn.Module, batches: list[Tensor], flows: list[Flow]) -> dict[str, GraphModule]:
-    """The models to compare, by name; each a graph of its own, because compiled code is kept by graph."""
-    found = {name: export(model, batches[0]) for name in ("float32", "float32, freezing")}
-    for flow in flows:
-        prepared = flow.prepare(flow.export(model, batches[0]))
-        for batch in batches:
-            prepared(batch)
-        converted = flow.convert(prepared)
-        if flow.name == "lowbit":
-            found["int8, lowbit"] = lower_pt2e(converted)
-        else:
-            # torchao leaves lowering to Inductor, which does it under freezing only.
-            found[f"int8, {flow.name}, freezing"] = converted
-    return found
+HERE = Path(__file__).parent
+OTHERS = {"openvino", "onnxruntime"}
+"""What lives in .venv-others."""
+OURS = "lowbit-cpp"
+"""The row of lowbit's that is compared: compiled by ``lower_pt2e(converted, cpp_wrapper=True)``."""
 
 
-def compile_now(model: GraphModule, example: Tensor, *, freezing: bool) -> Callable[[Tensor], Tensor]:
-    """``model`` compiled for inputs like ``example``.
+@attrs.frozen
+class Setting:
+    """What is run: a model on so many inputs at once, by so many threads."""
 
-    Under freezing, weights become constants that the compiler may lay out anew. The flag is set as the
-    environment variable TORCHINDUCTOR_FREEZING sets it: as an option of ``torch.compile`` it does not reach
-    all of the rewrites that torchao relies on.
-    """
-    compiled = torch.compile(model)
-    with torch._inductor.config.patch(freezing=freezing):
-        compiled(example)
-    return compiled
+    model: str
+    batch: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+@attrs.frozen
+class Contestant:
+    """A process that is ready to be timed."""
+
+    process: subprocess.Popen[str]
+    compiled_in: float
+    coverage: str
+    output: torch.Tensor
+
+    def time(self, calls: int) -> list[float]:
+        """Seconds of each of so many calls, one after the other."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(calls, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def started(name: str, setting: Setting, python: str) -> Iterator[Contestant | None]:
+    """The contestant, built; None if it stopped, with its last words shown."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, log = Path(folder) / "output.pt", Path(folder) / "log.txt"
+        command = [python, str(HERE / "contestant.py"), name]
+        command += ["--model", setting.model, "--batch", str(setting.batch), "--output", str(output)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads)}
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            assert process.stdin is not None
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if line:
+                ready = json.loads(line)
+                yield Contestant(process, ready["compile"], ready["coverage"], torch.load(output))
+            else:
+                process.wait()
+                click.echo("\n".join(log.read_text().splitlines()[-12:]), err=True)
+                yield None
+            process.stdin.close()
+
+
+@attrs.frozen
+class Measured:
+    """What was seen of one setting, by contestant."""
+
+    timings: Timings
+    compiled_in: dict[str, float]
+    coverage: str
+    sqnr_db: dict[str, float]
+
+
+def measure(setting: Setting, names: list[str], pythons: dict[str, str], *, rounds: int) -> Measured:
+    """Build the contestants one after the other, and then let them take turns."""
+    with ExitStack() as stack:
+        ready: dict[str, Contestant] = {}
+        for name in names:
+            click.echo(f"{setting}: {name}", err=True)
+            contestant = stack.enter_context(started(name, setting, pythons[name]))
+            if contestant is not None:
+                ready[name] = contestant
+        seconds: dict[str, list[float]] = {name: [] for name in ready}
+        for each in ready.values():
+            each.time(3)
+        for _ in range(rounds):
+            for name, each in ready.items():
+                # The first call after another's turn finds the caches cold.
+                seconds[name].append(min(each.time(4)[1:]))
+        reference = ready["float32"].output.double()
+        noise = {name: (each.output.double() - reference).square().sum() for name, each in ready.items()}
+        signal = reference.square().sum()
+        return Measured(
+            Timings({name: tuple(runs) for name, runs in seconds.items()}),
+            {name: each.compiled_in for name, each in ready.items()},
+            ready[OURS].coverage if OURS in ready else "",
+            {name: (10 * torch.log10(signal / n)).item() if n else math.inf for name, n in noise.items()},
+        )
+
+
+def geomean(ratios: list[float]) -> float:
+    """The geometric mean."""
+    return math.exp(statistics.fmean(map(math.log, ratios)))
+
+
+def summary(found: dict[Setting, Measured]) -> str:
+    """Ratios over all settings: of lowbit's time to each of the others'."""
+    rows = []
+    for other in CONTESTANTS:
+        if other == OURS:
+            continue
+        ratios = {
+            setting: seen.timings.ratio(OURS, other)
+            for setting, seen in found.items()
+            if {OURS, other} <= seen.timings.seconds.keys()
+        }
+        if ratios:
+            worst = max(ratios, key=lambda setting: ratios[setting])
+            mean = geomean(list(ratios.values()))
+            rows.append([other, f"{mean:.2f}", f"{ratios[worst]:.2f}", str(worst), str(len(ratios))])
+    return table([f"{OURS} over", "geometric mean", "worst", "where", "settings"], rows)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", "models", type=click.Choice(list(MODELS)), multiple=True, default=tuple(MODELS))
-@click.option("--batch", default=16, show_default=True, help="Images a call.")
-@click.option("--threads", default=1, show_default=True, help="Threads that torch computes with.")
-@click.option("--rounds", default=10, show_default=True, help="Calls that are timed of each.")
-@click.option("--peer", is_flag=True, help="Measure torchao's int8 model too.")
+@click.option("--model", "models", type=click.Choice(list(CATALOGUE)), multiple=True, default=list(CATALOGUE))
+@click.option("--batch", "batches", multiple=True, default=(1, 8), show_default=True)
+@click.option("--threads", multiple=True, default=(1, 2), show_default=True)
+@click.option("--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True)
+@click.option("--rounds", default=15, show_default=True, help="Turns of each.")
+@click.option(
+    "--others-python", default=".venv-others/bin/python", help="What has OpenVINO and ONNX Runtime."
+)
 @write_option
-def main(*, models: tuple[str, ...], batch: int, threads: int, rounds: int, peer: bool, write: bool) -> None:
-    """Time compiled ResNets at 224 by 224, channels last: float32, and int8 of the default preset."""
-    torch.set_num_threads(threads)
-    flows = [lowbit_flow(), *([torchao_flow()] if peer else [])]
-    rows = []
-    for name in models:
-        batches = blended_colours(3, batch=batch, seed=0)
-        with torch.no_grad():
-            model = MODELS[name]().to(memory_format=torch.channels_last)
-            runs = {}
-            for who, graph in contestants(model, batches, flows).items():
-                click.echo(f"{name}: compiling {who}", err=True)
-                runs[who] = compile_now(graph, batches[0], freezing="freezing" in who)
-            timings = time_interleaved(
-                {who: partial(run, batches[0]) for who, run in runs.items()}, rounds=rounds
-            )
-            for who, run in runs.items():
-                quality = agreement(runs["float32"], run, batches[:1])
-                rows.append(
-                    [
-                        name,
-                        who,
-                        f"{timings.median(who) * 1e3:.1f}",
-                        f"{timings.ratio('float32', who):.2f}",
-                        f"{timings.ratio('float32, freezing', who):.2f}",
-                        f"{quality.sqnr_db:.1f}",
-                    ]
-                )
-    headings = [
-        "model",
-        "compiled as",
-        "median, ms",
-        "float32 / this",
-        "float32 with freezing / this",
-        "SQNR, dB",
-    ]
-    text = f"Batch {batch}, threads: {threads}, {rounds} interleaved rounds, random weights.\n\n"
-    report("Latency", text + table(headings, rows), write=write)
+def main(
+    *,
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    names: tuple[str, ...],
+    rounds: int,
+    others_python: str,
+    write: bool,
+) -> None:
+    """Time compiled models: float32, int8 of the default preset, and what others make of the same model."""
+    pythons = {name: others_python if name in OTHERS else sys.executable for name in CONTESTANTS}
+    wanted = [name for name in CONTESTANTS if (not names or name in names) and Path(pythons[name]).exists()]
+    wanted = list(dict.fromkeys(["float32", *wanted]))
+    settings = [Setting(m, b, t) for m in models for b in batches for t in threads]
+    found: dict[Setting, Measured] = {}
+    for setting in settings:
+        found[setting] = measure(setting, wanted, pythons, rounds=rounds)
+    shown = [name for name in wanted if any(name in seen.timings.seconds for seen in found.values())]
+
+    def cells(setting: Setting, values: dict[str, float], form: str) -> list[str]:
+        return [str(setting), *(format(values[n], form) if n in values else "-" for n in shown)]
+
+    def milliseconds(seen: Measured) -> dict[str, float]:
+        return {name: 1e3 * seen.timings.median(name) for name in seen.timings.seconds}
+
+    latency = [cells(s, milliseconds(seen), ".2f") for s, seen in found.items()]
+    compiling = [[*cells(s, seen.compiled_in, ".1f"), seen.coverage] for s, seen in found.items()]
+    quality = [cells(s, seen.sqnr_db, ".1f") for s, seen in found.items()]
+    text = "\n\n".join(
+        [
+            f"Milliseconds a call, {rounds} interleaved rounds, random weights.",
+            table(["", *shown], latency),
+            "Ratios of the rounds, their medians:",
+            summary(found),
+            "Seconds to compile, and operators that lowbit runs in int8 of those it was to:",
+            table(["", *shown, "int8"], compiling),
+            "Signal to quantization noise of the outputs, dB:",
+            table(["", *shown], quality),
+        ]
+    )
+    report("Latency", text, write=write)
 
 
 if __name__ == "__main__":

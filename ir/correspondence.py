@@ -10,7 +10,7 @@ each from the nodes that are known to their neighbours:
 4. it calls the same operator next to known nodes, or in the same line of code;
 5. it stands where the other stands, whatever the two call; or the order of nodes says so.
 
-In the end neighbours vote: they may know better than what came first. Each step takes time in nodes and edges.
+In the end neighbours vote: they may know better than what came first. Steps take time in nodes and edges.
 """
 
 from __future__ import annotations

@@ -183,6 +183,12 @@ class Ledger:
                     entry, status="float", reason="training-only", detail=detail
                 )
 
+    def moved(self, before: str, after: str) -> None:
+        """What ran at the node ``before`` runs at ``after`` now, as part of a larger call."""
+        for name, entry in self._entries.items():
+            if entry.runs_at == before:
+                self._entries[name] = attrs.evolve(entry, runs_at=after)
+
     def __contains__(self, node: Node) -> bool:
         return self.name_of(node) in self._entries
 

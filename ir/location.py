@@ -73,7 +73,8 @@ def source_line(meta: Mapping[str, Any]) -> str:
     trace = meta.get("stack_trace")
     if not trace:
         return ""
-    frames = list(_FRAME.finditer(trace))
+    # What torch generated is no line of anybody's: bodies of control flow are traced through such code.
+    frames = [f for f in _FRAME.finditer(trace) if not f["file"].startswith("<eval_with_key>")]
     if not frames:
         return ""
     # Above the user's frames are the exporter's, below them those of torch.nn and torch.nn.functional.

@@ -13,8 +13,10 @@ from torch.fx import GraphModule
 
 from ..errors import GraphInputError, LowbitError, PassFailedError, StageError
 from ..ir.attributes import nested_graph_modules
-from ..ir.bodies import close_bodies, open_bodies, opened_bodies
+from ..ir.bodies import opened_bodies
 from ..ir.clone import clone_graph_module
+from ..ir.close_bodies import close_bodies
+from ..ir.open_bodies import open_bodies
 from ..ir.provenance import identify_new_nodes, identify_nodes
 from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
 from ..ir.stages import get_stage, set_stage

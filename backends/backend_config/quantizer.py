@@ -8,6 +8,8 @@ from torch.fx import GraphModule, Node
 
 from ...errors import SpecError
 from ...ir.annotation import is_annotated
+from ...ir.attributes import nested_graph_modules
+from ...ir.bodies import is_body
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...passes.base import PassContext
@@ -88,9 +90,9 @@ class BackendConfigQuantizer(Quantizer):
         Warns with IneffectiveSettingWarning of QConfigs that are set for nothing that could be quantized.
         """
         all_units = read_units(model.graph, self._book.classes)
-        check_calls(all_units, self._mapping)
         chosen = strongest_settings(all_units, self._mapping)
-        warn_of_idle_settings(chosen, self._mapping, self._book.knows)
+        if not is_body(model):
+            self._check_settings(model)
         units = [unit for unit in all_units if not any(map(is_annotated, unit.nodes))]
         plan = _Plan(self._book, chosen, {n: unit for unit in units for n in unit.nodes}, self._is_qat)
         plan.make(units)
@@ -104,6 +106,13 @@ class BackendConfigQuantizer(Quantizer):
         for unit in units:
             plan.explain(unit, self._ledger)
         return model
+
+    def _check_settings(self, model: GraphModule) -> None:
+        """See what the settings are about in ``model`` and in its bodies."""
+        graphs = (model.graph, *(module.graph for module in nested_graph_modules(model)))
+        units = [unit for graph in graphs for unit in read_units(graph, self._book.classes)]
+        check_calls(units, self._mapping)
+        warn_of_idle_settings(strongest_settings(units, self._mapping), self._mapping, self._book.knows)
 
 
 @attrs.define

@@ -91,7 +91,10 @@ def _in_full_shape(call: KernelCall, result: Node) -> Node:
 
 def batch_sizes(call: KernelCall, x: Node, value: torch.Tensor) -> list[int | Node]:
     """The sizes of ``value``, which is like ``x`` but in the last dimension, without that dimension."""
-    return [
-        size if isinstance(size, int) else call.graph.call_function(_aten.sym_size.int, (x, i))
-        for i, size in enumerate(value.shape[:-1])
-    ]
+    return [size if isinstance(size, int) else _size(x, i, size) for i, size in enumerate(value.shape[:-1])]
+
+
+def _size(x: Node, dim: int, value: torch.SymInt) -> Node:
+    size = x.graph.call_function(_aten.sym_size.int, (x, dim))
+    size.meta["val"] = value
+    return size

@@ -1,8 +1,8 @@
 """The report in a browser: clicks, keys, speed, accessibility.
 
-Not part of the default suite, which needs no browser; ``make browser`` runs it. It needs Chromium (on the
-path, or named by ``CHROMIUM``) and ``pip install 'lowbit[browser]'``, and fails without them. Screenshots are
-left in ``out/browser``.
+Not part of the default suite, which needs no browser; ``make browser`` runs it. It needs ``pip install
+'lowbit[browser]'`` and Chromium: named by ``CHROMIUM``, on the path, or as ``playwright install chromium``
+leaves it; it fails without. Screenshots are left in ``out/browser``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
+from lowbit.ir.reasons import REASONS
 from lowbit.tools.models import conv_bn_relu_chain, digits_resnet
 from lowbit.tools.report import Report, write_report
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -73,9 +74,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    assert found, "there is no Chromium on the path; install it, or name it by CHROMIUM=…"
     with sync_playwright() as playwright:
+        named = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+        found = named or playwright.chromium.executable_path
+        if not Path(found).exists():
+            pytest.fail(
+                f"there is no Chromium at {found}. Install it with `apt-get install chromium` or "
+                "`playwright install chromium`, or name one: `make browser CHROMIUM=/path/to/chromium`",
+                pytrace=False,
+            )
         browser = playwright.chromium.launch(executable_path=found, args=[*OFFLINE, *QUIET])
         yield browser
         browser.close()
@@ -214,6 +221,29 @@ def test_overlays(small: Written, open_page: Open) -> None:
     assert all(text.endswith(("dB", "exact")) for text in shown["Error"])
     page.locator("#overlays label", has_text="Range").click()
     assert page.locator(".line svg.spark").count() > 5
+
+
+@pytest.mark.parametrize("width", [1400, 1440])
+def test_no_reason_is_cut_off(small: Written, open_page: Open, tmp_path: Path, width: int) -> None:
+    longest = max(REASONS, key=len)
+    path = tmp_path / "report.html"
+    path.write_text(small.path.read_text("utf-8").replace('"conv2d-relu"', f'"{longest}"'), "utf-8")
+    page = open_page(path, width)
+    at(page, "propagate-metadata")
+    pills = page.locator(".pill")
+    assert longest in "".join(page.locator(".line.node .pill").all_inner_texts())
+    cut = "pills => pills.filter(pill => pill.scrollWidth > pill.clientWidth).map(pill => pill.textContent)"
+    assert pills.evaluate_all(cut) == []
+    page.screenshot(path=SCREENSHOTS / f"longest-reason-{width}.png")
+
+
+def test_the_coverage_is_that_of_the_command_line(small: Written, open_page: Open) -> None:
+    page = open_page(small.path)
+    found = lowbit.coverage(small.report.runs[-1].gm)
+    figure = page.locator("#figures div", has_text="float operators quantized")
+    assert figure.locator("dd").inner_text() == f"{found.quantized} of {found.total}"
+    assert figure.get_attribute("title") == str(found)
+    assert page.locator("#panel .covered").inner_text() == str(found).split(";")[0]
 
 
 def test_search(small: Written, open_page: Open) -> None:

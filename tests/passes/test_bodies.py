@@ -25,10 +25,11 @@ from lowbit.backends.x86_inductor import (
 from lowbit.errors import NotCalibratedError, UncalibratedBodyWarning, UnknownNameError
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.attributes import get_tensor, nested_graph_modules
-from lowbit.ir.bodies import close_bodies, open_bodies
 from lowbit.ir.clone import clone_graph_module
+from lowbit.ir.close_bodies import close_bodies
 from lowbit.ir.control_flow import bodies
 from lowbit.ir.ledger import Decision
+from lowbit.ir.open_bodies import open_bodies
 from lowbit.ir.snapshot import take_snapshot
 from lowbit.ir.stages import Stage, get_stage
 from lowbit.ir.text import parse, to_tensors, to_text
@@ -42,6 +43,7 @@ from torch.utils import _pytree as pytree
 aten = torch.ops.aten
 # 7 bits, which the kernels take on every CPU.
 CONFIG = get_default_x86_inductor_quantization_config(reduce_range=True)
+EXPORTS = pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -185,7 +187,7 @@ def test_each_branch_is_quantized_as_its_layers_are_outside(both_taken: GraphMod
         assert not torch.equal(both_taken(x), model(x))
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@EXPORTS
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_is_quantized_by_what_all_steps_saw(loop: str, strict: bool) -> None:
     body, inputs, by_hand = LOOPS[loop]
@@ -299,13 +301,14 @@ def test_a_body_that_two_calls_run_stays_float() -> None:
 
 def test_training_stays_out_of_bodies() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, m.a, m.b, (m.b(x),))
+        return torch.cond(x.sum() > 0, m.a, m.b, (m.c(x).detach(),))
 
-    model = Layers(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    model = Layers(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4))
     qat = get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=True)
     trained = prepare_qat_pt2e(exported(model.train(), X), X86InductorQuantizer().set_global(qat))
     trained(X).sum().backward()
     assert trained.get_parameter("b.weight").grad is not None
+    assert trained.get_parameter("c.weight").grad is None
     gm = convert_pt2e(trained)
     for made in (trained, gm, lower_pt2e(gm)):
         inside = [d for d in decisions(made) if "." in d.node]
@@ -325,9 +328,10 @@ def test_a_weight_that_is_computed_is_no_weight() -> None:
 # Settings.
 
 
-def test_settings_are_about_bodies_too() -> None:
+@EXPORTS
+def test_settings_are_about_bodies_too(strict: bool) -> None:
     quantizer = X86InductorQuantizer().set_global(CONFIG).set_module_name_qconfig("a", None)
-    observed = prepare_pt2e(exported(cond(), X, strict=True), quantizer)
+    observed = prepare_pt2e(exported(cond(), X, strict=strict), quantizer)
     assert decided(observed, "true_graph_0")["linear"].reason == "not-configured"
     assert decided(observed, "false_graph_0")["linear"].status == "quantized"
     with pytest.raises(UnknownNameError, match="selects no operator"):
@@ -382,8 +386,9 @@ def test_opening_and_closing_changes_nothing() -> None:
         assert torch.equal(copy(x), gm(x))
 
 
-def test_the_decisions_of_a_body_say_where_they_are() -> None:
-    lowered = lower_pt2e(converted(cond(), (X,), (-X,), strict=True))
+@EXPORTS
+def test_the_decisions_of_a_body_say_where_they_are(strict: bool) -> None:
+    lowered = lower_pt2e(converted(cond(), (X,), (-X,), strict=strict))
     made = decided(lowered, "true_graph_0")
     assert (made["linear"].module, made["linear"].reason) == ("a", "linear-relu")
     assert made["linear"].runs_at == "true_graph_0.qlinear_pointwise_default"

@@ -37,8 +37,8 @@ def main() -> None:
     lowbit quantize my_model:build --calibration data.npz --output int8.pt2
     lowbit doctor
 
-    Every command takes --json, which prints one JSON document and tells errors as JSON on stderr, and
-    --traceback, which shows where an error came from.
+    Every command takes --json, which prints one JSON document, ended by notes and warnings, and tells errors
+    as JSON on stderr; and --traceback, which shows where an error came from.
     """
 
 

@@ -37,8 +37,8 @@ _OFTEN: Final = {
     "batch_norm": 2,
     "pool": 2,
     "in_place": 2,
-    "binary": 2,
-    "reduce": 3,
+    "binary": 3,
+    "reduce": 2,
 }
 _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]
 
@@ -65,7 +65,8 @@ def _step(random: Random, kinds: list[str]) -> Step:
 
 
 def _choices(random: Random) -> Choices:
-    activation = random.randrange(len(ACTIVATIONS))
+    # Twice as often one of two that differ in their observer alone.
+    activation = random.choice((*range(len(ACTIVATIONS)), 1, 2))
     # As a quantizer has it that quantizes a whole model; or something else.
     output = activation if random.random() < 0.5 else random.randrange(-1, len(ACTIVATIONS))
     return Choices(

@@ -23,6 +23,7 @@ QCONV_ADD = torch.ops.onednn.qconv2d_pointwise.binary
 
 def test_what_is_relied_on_of_inductor() -> None:
     from torch._inductor import lowering, mkldnn_ir, virtualized
+    from torch._inductor.graph import SubgraphLowering
     from torch._inductor.ir import TensorBox
 
     assert QLINEAR in lowering.lowerings
@@ -30,6 +31,9 @@ def test_what_is_relied_on_of_inductor() -> None:
     assert "type_promotion_kind" in inspect.signature(lowering.register_lowering).parameters
     assert callable(TensorBox.create)
     assert hasattr(virtualized.V, "graph")
+    assert isinstance(SubgraphLowering, type)
+    assert list(inspect.signature(lowering.full).parameters)[:2] == ["size", "fill_value"]
+    assert {QLINEAR, QCONV, QCONV_ADD} <= lowering.lowerings.keys()
     expected = ["qx", "x_scale", "x_zero_point", "qw", "w_scale", "w_zero_point", "bias"]
     assert list(inspect.signature(mkldnn_ir.QLinearPointwisePT2E.create).parameters)[:7] == expected
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import lowbit
 import pytest
@@ -19,20 +18,20 @@ from lowbit.backends.x86_inductor import has_vnni
 from lowbit.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 # 20 × 25 blocks.
-SEEDS = range(20)
 COUNT = 25
 
 
+@pytest.fixture(scope="module", params=range(20))
+def seed(request):
+    """A parameter of the module: the tests of one seed run one after the other, in one process."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def exported(make_blocks):
+def exported(make_blocks, seed):
     """The blocks of a seed and their export, which is what takes time."""
-
-    @functools.cache
-    def of(seed):
-        model = make_blocks(seed, COUNT).train()
-        return model, torch.export.export(model, model.example()).module()
-
-    return of
+    model = make_blocks(seed, COUNT).train()
+    return model, torch.export.export(model, model.example()).module()
 
 
 def loss_of(outputs):
@@ -46,9 +45,8 @@ def relative(found, expected):
     return (found - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 def test_without_rounding_it_is_the_float_block(exported, annotate_all, seed):
-    model, graph = exported(seed)
+    model, graph = exported
     prepared = prepare_qat_pt2e(graph, annotate_all(per_channel=seed % 2 == 0))
     model = copy.deepcopy(model)
     assert len(prepared_blocks(prepared)) == COUNT
@@ -86,9 +84,8 @@ def prepared_blocks(prepared):
     return [n for n in prepared.graph.nodes if n.meta.get("lowbit.conv_bn") is not None]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 def test_the_converted_model_is_the_evaluated_one(exported, annotate_all, seed):
-    model, graph = exported(seed)
+    model, graph = exported
     prepared = prepare_qat_pt2e(graph, annotate_all(per_channel=seed % 2 == 0))
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
     for step in range(2):
@@ -117,9 +114,8 @@ class WritesLowPrecision(X86InductorQuantizer):
         return model
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 def test_lowering_is_within_one_step_of_the_converted_model(exported, seed):
-    model, graph = exported(seed)
+    model, graph = exported
     quantizer = WritesLowPrecision()
     # CPUs without VNNI have kernels for 7 bits only.
     quantizer.config = get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=not has_vnni())

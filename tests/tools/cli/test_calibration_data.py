@@ -192,9 +192,20 @@ def test_names_of_data_that_are_none(project: Path, one: ModelInputs) -> None:
     torch.save((1, 2), "data.pt")
     with pytest.raises(CalibrationDataError, match="holds a tuple"):
         find_data("data.pt")()
-    project.joinpath("data.pt").write_text("junk", encoding="utf-8")
-    with pytest.raises(CalibrationDataError, match="cannot be read"):
+    torch.save(nn.Linear(2, 2), "data.pt")
+    with pytest.raises(CalibrationDataError, match="other things than tensors"):
         find_data("data.pt")()
+    for name in ("data.pt", "data.npz"):
+        for content, said in {b"": "an empty file", b"junk": "a text file", b"PK\0\0": "damaged"}.items():
+            project.joinpath(name).write_bytes(content)
+            with pytest.raises(CalibrationDataError, match=said):
+                find_data(name)()
+        project.joinpath(name).unlink()
+    project.joinpath("data.npz").mkdir()
+    with pytest.raises(OptionError, match="is a folder"):
+        find_data("data.npz")
+    torch.save([torch.zeros(2, 3)], "data.pt", _use_new_zipfile_serialization=False)
+    assert len(find_data("data.pt")()) == 1, "as torch.save wrote it once"
     torch.save([torch.zeros(2, 3)], "data.pt")
     with pytest.raises(OptionError, match="has batches already"):
         taken(one, "data.pt", batch_size=2)

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowbit import coverage
 from lowbit.ir.meta import LEDGER_KEY
 from lowbit.tools.report.encode import LITERAL, encode, encode_order
 from lowbit.tools.report.numeric_error import NodeError
@@ -124,3 +125,13 @@ def test_times_can_be_left_out(flow) -> None:
 def test_infinite_errors_are_null(flow) -> None:
     errors = {1: NodeError(float("inf"), 0.0, False), 2: NodeError(12.3456, 0.123456, True)}
     assert encoded(flow.report, errors=errors)["errors"] == [[1, None, 0.0, 0], [2, 12.35, 0.1235, 1]]
+
+
+def test_the_coverage_of_a_run_is_that_of_its_model(run_flow) -> None:
+    flow = run_flow()
+    data = encode(flow.report, title="", with_times=False, errors=None)
+    found = [run["coverage"] for run in data["runs"]]
+    lines = [str(coverage(model)) for model in (flow.prepared, flow.converted)]
+    assert [one["line"] for one in found] == lines
+    assert found[-1]["quantized"] > 0
+    assert lines[-1].startswith(f"{found[-1]['quantized']} of {found[-1]['total']} float operators")

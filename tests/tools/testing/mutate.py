@@ -36,7 +36,7 @@ CHEAP: Final = tuple(law for law in laws.LAWS if law not in laws.COSTLY)
 WANTED: Final = 0.95
 EXAMPLES: Final = 200
 TRAINING: Final = {"fuse-conv-bn-qat", "insert-fake-quantizers", "fold-conv-bn-qat"}
-LOWERING: Final = {"emit-inductor", "pack-weights"}
+LOWERING: Final = {"emit-inductor", "merge-linears", "pack-weights"}
 
 
 def find(path: str) -> types.FunctionType:
@@ -120,7 +120,7 @@ def caught_by(mutant: Mutant) -> laws.LawBroken | None:
             examples = EXAMPLES * 3 if is_float else EXAMPLES
             for chosen, count in ((CHEAP, examples), (laws.COSTLY, EXAMPLES // 20)):
                 try:
-                    laws.check(pass_, examples=count, max_steps=3, laws=chosen, shrinks=False, **options)
+                    laws.check(pass_, examples=count, max_steps=4, laws=chosen, shrinks=False, **options)
                 except laws.LawBroken as error:
                     return error
     return None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lowbit import Pass, Stage
 from lowbit.backends.registry import get_backend
+from lowbit.backends.x86_inductor import MergeLinears
 from lowbit.passes import (
     Annotate,
     DuplicateDequantize,
@@ -64,6 +65,7 @@ PASSES: tuple[tuple[Pass, dict[str, Any]], ...] = (
     (FoldConvBnQat(), TRAINING),
     (EmitInductor(), LOWERING),
     (EmitInductor(), {**LOWERING, **X86}),
+    (MergeLinears(), LOWERING),
     (PackWeights(), LOWERING),
 )
 
@@ -81,7 +83,7 @@ MAKERS = {"backend": get_backend, "quantizer": quantizer_of}
 
 def options(given: dict[str, Any]) -> dict[str, Any]:
     made = {key: MAKERS.get(key, lambda value: value)(value) for key, value in given.items()}
-    return {**made, "max_steps": 8 if NIGHTLY else 3, "seed": SEED}
+    return {**made, "max_steps": 8 if NIGHTLY else 4, "seed": SEED}
 
 
 each_pass = pytest.mark.parametrize(
@@ -154,4 +156,4 @@ def test_no_pass_is_forgotten() -> None:
 def _is_ours(name: str) -> bool:
     from lowbit.passes import pass_class
 
-    return pass_class(name).__module__.startswith("lowbit.passes")
+    return pass_class(name).__module__.startswith("lowbit.")

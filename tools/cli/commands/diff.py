@@ -28,8 +28,8 @@ __all__ = ["diff"]
 def diff(*, before: Path, after: Path, stat: bool, as_json: bool) -> None:
     """Print how two saved graphs differ.
 
-    The exit code is 1 if B differs from A. Nodes are recognized by who they are, also when they are called
-    something else or stand elsewhere.
+    The exit code is 1 if B differs from A. Nodes are recognized by what they do and where they come from,
+    also when they are called something else or stand elsewhere; names alone are no difference.
 
     \b
     + added   - removed   - and + changed   > moved   @ attributes: weights, observers, nested graphs

@@ -12,21 +12,26 @@ A batch is a tensor, a tuple whose first entries are the inputs (labels may foll
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
 from ....errors import CalibrationDataError, MissingDependencyError, OptionError
+from ..file_kind import kind_of
 from .model_inputs import ModelInputs, dtype_text
 from .named_object import call_user, code_of, find_object, first_line, is_object_name
 
 __all__ = ["Batches", "Data", "Samples", "batches_for", "find_data", "first_batch"]
+
+_NPZ: Final = "write it with numpy.savez(path, x=…), arrays of numbers"
+_PT: Final = "write it with torch.save: a tensor, a dict of tensors, or a list of batches"
 
 _ANY_SIZE = 32
 """Samples in a batch where the model takes any number."""
@@ -84,12 +89,12 @@ def find_data(name: str) -> Callable[[], Data]:
 
     Raises:
         OptionError: ``name`` is of none of the three forms, or there is no such file or module.
+        CalibrationDataError: the file is of another kind.
         UnknownNameError: the module has no such name.
         Exception: what importing the module raised.
     """
     if name.endswith((".npz", ".pt")):
-        if not Path(name).is_file():
-            raise OptionError(f"there is no file {name}", hint="check its path")
+        _check_kind(Path(name))
         return lambda: _load_npz(name) if name.endswith(".npz") else _load_pt(name)
     if not is_object_name(name):
         raise OptionError(
@@ -145,6 +150,23 @@ def batches_for(
     return checked, count, notes
 
 
+def _check_kind(path: Path) -> None:
+    """See that a ``.npz`` or ``.pt`` file is one."""
+    try:
+        kind = kind_of(path)
+    except OSError as error:
+        raise OptionError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
+    if kind.name in ("missing", "folder"):
+        found = f"there is no file {path}" if kind.name == "missing" else f"{path} is a folder"
+        raise OptionError(found, hint="check its path")
+    # What torch.save once wrote is no archive, so only torch.load can tell what it is.
+    if kind.name not in (("arrays",) if path.suffix == ".npz" else ("torch-save", "other")):
+        raise CalibrationDataError(
+            f"{path} is {kind}, and no {'file of arrays' if path.suffix == '.npz' else 'file of tensors'}",
+            hint=_NPZ if path.suffix == ".npz" else _PT,
+        )
+
+
 def _may_be_data(found: Any) -> bool:
     return callable(found) or (isinstance(found, Iterable) and not isinstance(found, str))
 
@@ -163,7 +185,7 @@ def _load_npz(path: str) -> Samples:
     except Exception as error:
         raise CalibrationDataError(
             f"{path} cannot be read: {first_line(error)}",
-            hint="write it with numpy.savez(path, x=…), arrays of numbers",
+            hint=_NPZ,
         ) from error
     return Samples(path, tensors)
 
@@ -171,12 +193,14 @@ def _load_npz(path: str) -> Samples:
 def _load_pt(path: str) -> Data:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message is about its own arguments
+        raise CalibrationDataError(
+            f"{path} is damaged, or holds other things than tensors, numbers, text, lists, tuples and dicts",
+            hint=_PT,
+        ) from error
     # What torch raises for broken files is not documented, and of many kinds.
     except Exception as error:
-        raise CalibrationDataError(
-            f"{path} cannot be read: {first_line(error)}",
-            hint="write it with torch.save: a tensor, a dict of tensors, or a list of batches",
-        ) from error
+        raise CalibrationDataError(f"{path} cannot be read: {first_line(error)}", hint=_PT) from error
     if isinstance(loaded, Tensor):
         return Samples(path, {"arr_0": loaded})
     if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):

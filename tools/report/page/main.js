@@ -118,7 +118,7 @@ function showLegend() {
 function buildControls() {
   const base = document.getElementById("base");
   base.append(
-    h("option", { value: "previous" }, "the pass before"),
+    h("option", { value: "previous" }, "pass before"),
     h("option", { value: "none" }, "nothing"),
     ...stops.map((moment) => h("option", { value: moment.index }, `${moment.verb}: ${label(moment)}`)),
   );

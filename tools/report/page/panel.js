@@ -114,7 +114,7 @@ function outcome(moment) {
   };
   return section(
     `Decisions, at the end of ${moment.verb}`,
-    h("p", {}, raw.runs[moment.run].coverage.line.split(";")[0]),
+    h("p", { class: "covered" }, raw.runs[moment.run].coverage.line.split(";")[0]),
     h("ul", { class: "tally" }, sorted.map(line)),
   );
 }
