@@ -27,7 +27,7 @@ from .errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from .ir.attributes import find_attribute
+from .ir.attributes import find_attribute, nested_graph_modules
 from .ir.clone import own_tensors
 from .ir.coverage import Coverage, coverage_of
 from .ir.devices import check_has_values, check_is_on
@@ -405,8 +405,9 @@ def _check_quantizer(quantizer: object) -> None:
 
 def _check_inference(model: GraphModule) -> None:
     """Post-training quantization is of the model as it infers."""
+    graphs = [module.graph for module in (model, *nested_graph_modules(model))]
     for target, name in _TRAINING_ARGUMENTS.items():
-        for node in model.graph.find_nodes(op="call_function", target=target):
+        for node in (n for graph in graphs for n in graph.find_nodes(op="call_function", target=target)):
             # BatchNorm without running statistics uses those of the batch in evaluation too.
             without_statistics = name == "training" and argument(node, "running_mean") is None
             if argument(node, name) is True and not without_statistics:

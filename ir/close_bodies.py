@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -38,12 +38,13 @@ def close_bodies(gm: GraphModule) -> None:
 
 def _close(gm: GraphModule, runs: Counter[int], *, is_model: bool) -> None:
     names = FreeNames(gm)
+    readers = {str(node.target): node for node in reversed(list(gm.graph.find_nodes(op="get_attr")))}
     for call in body_calls(gm, runs):
         if BODY_KEY not in call.all_bodies[0].meta:
             continue
         for module in call.all_bodies:
             _close(module, runs, is_model=False)
-        _hand_in(gm, call, names)
+        _hand_in(gm, call, names, readers)
         if is_model and any(map(_is_quantized, call.all_bodies)):
             _detach_operands(gm, call)
         for module in call.all_bodies:
@@ -51,27 +52,44 @@ def _close(gm: GraphModule, runs: Counter[int], *, is_model: bool) -> None:
             module.meta.pop(STAGE_KEY)
 
 
-def _hand_in(gm: GraphModule, call: BodyCall, names: FreeNames) -> None:
-    own: dict[str, list[tuple[GraphModule, Node]]] = {}
-    for module in call.all_bodies:
+def _hand_in(gm: GraphModule, call: BodyCall, names: FreeNames, readers: dict[str, Node]) -> None:
+    # By the place of a tensor in gm: who reads it, by the number of the body.
+    own: dict[str, dict[int, list[Node]]] = {}
+    for i, module in enumerate(call.all_bodies):
         for node in module.graph.find_nodes(op="get_attr"):
             if isinstance(find_attribute(module, str(node.target)), torch.Tensor):
-                own.setdefault(_place(gm, module, str(node.target), names), []).append((module, node))
-    readers = {str(node.target): node for node in reversed(list(gm.graph.find_nodes(op="get_attr")))}
-    operands = call.constants
-    for target, nodes in own.items():
-        operands.append(_reader(gm, call.node, target, readers.get(target), nodes[0][1]))
-        for module in call.all_bodies:
-            placeholder = _new_placeholder(module, target)
-            placeholder.meta = {k: v for k, v in nodes[0][1].meta.items() if k != ORIGIN_KEY}
-            for node in [node for owner, node in nodes if owner is module]:
-                put_in_place(node, placeholder)
-                module.graph.erase_node(node)
-    for nodes in own.values():
-        for module, node in nodes:
-            if find_attribute(module, str(node.target)) is not None:
-                drop_tensor(module, str(node.target))
-    call.replace_constants(operands)
+                target = _place(gm, module, str(node.target), names)
+                own.setdefault(target, {}).setdefault(i, []).append(node)
+    some = {target: next(iter(nodes.values()))[0] for target, nodes in own.items()}
+    for target, node in some.items():
+        readers[target] = _reader(gm, call.node, target, readers.get(target), node)
+    call.replace_constants([*call.constants, *(readers[target] for target in own)])
+    for i, module in enumerate(call.all_bodies):
+        _read_operands(module, {target: (nodes.get(i, []), some[target]) for target, nodes in own.items()})
+
+
+def _read_operands(module: GraphModule, operands: Mapping[str, tuple[list[Node], Node]]) -> None:
+    """Let ``module`` read operands, behind those it has, in place of tensors of its own.
+
+    Args:
+        module: a body.
+        operands: by their names, the nodes that read the tensor there, and a node that reads it anywhere.
+    """
+    graph = module.graph
+    # Other nodes may stand between placeholders: the observer of one stands right behind it.
+    last = (placeholders_of(module) or [None])[-1]
+    new: dict[Node, Node] = {}
+    for name, (nodes, like) in operands.items():
+        with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
+            placeholder = last = graph.placeholder(name.replace(".", "_"))
+        # In generated code it is assigned to its name, which is not to be the argument of another.
+        placeholder.target = placeholder.name
+        placeholder.meta = {k: v for k, v in like.meta.items() if k != ORIGIN_KEY}
+        new.update(dict.fromkeys(nodes, placeholder))
+    targets = dict.fromkeys(str(node.target) for node in new)
+    put_in_place(graph, new)
+    for target in targets:
+        drop_tensor(module, target)
 
 
 def _place(gm: GraphModule, module: GraphModule, name: str, names: FreeNames) -> str:
@@ -104,17 +122,6 @@ def _reader(gm: GraphModule, caller: Node, target: str, known: Node | None, insi
         known.replace_all_uses_with(node)
         gm.graph.erase_node(known)
     return node
-
-
-def _new_placeholder(module: GraphModule, target: str) -> Node:
-    graph = module.graph
-    before = placeholders_of(module)
-    at = graph.inserting_after(before[-1]) if before else graph.inserting_before(next(iter(graph.nodes)))
-    with at:
-        placeholder = graph.placeholder(target.replace(".", "_"))
-    # In the code that is generated, it is assigned to its name; that is not to be the argument of another.
-    placeholder.target = placeholder.name
-    return placeholder
 
 
 def _is_quantized(module: GraphModule) -> bool:

@@ -106,7 +106,7 @@ class _Opening:
     def _give(self, module: GraphModule, sources: Mapping[Node, Node]) -> None:
         """Let ``module`` read tensors of its own, those that ``sources`` read, in place of placeholders."""
         graph, names = module.graph, FreeNames(module)
-        first = next((node for node in graph.nodes if node.op != "placeholder"))
+        first = next(node for node in graph.nodes if node.op != "placeholder")
         own: dict[Node, Node] = {}
         for placeholder, source in sources.items():
             if not placeholder.users:

@@ -39,6 +39,8 @@ _OFTEN: Final = {
     "in_place": 2,
     "binary": 3,
     "reduce": 2,
+    "identity": 2,
+    "gated": 2,
 }
 _WEIGHTS: Final = [_OFTEN.get(name, 1) for name in OPERATORS]
 

@@ -219,6 +219,15 @@ def _block(to: Registers, x: Node, y: Node, option: int) -> Sequence[Node] | Non
     return [convolution, last] if option % 3 == 2 else [last]
 
 
+def _gated(to: Registers, x: Node, y: Node, option: int) -> Node | None:
+    """Two linears of one tensor, one of which lets the other pass: one layer of many that read one input."""
+    value, gate = _linear(to, x, y, option), _linear(to, x, y, option)
+    if value is None or gate is None:
+        return None
+    opened = to.call((_aten.sigmoid.default, _aten.relu.default)[option // 7 % 2], gate)
+    return to.call(_aten.mul.Tensor, value, opened)
+
+
 def _region(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     """A convolution, linear or activation in a region without gradients, as export writes those."""
     return to.region(x, (_convolution, _linear, OPERATORS["relu"])[option % 3], option)
@@ -296,6 +305,7 @@ OPERATORS: Final[dict[str, Emit]] = {
     "again": _convolution_again,
     "batch_norm": _batch_norm,
     "block": _block,
+    "gated": _gated,
     "region": _region,
     "pool": _pool,
     "join": _join,

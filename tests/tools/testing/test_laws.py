@@ -65,7 +65,7 @@ PASSES: tuple[tuple[Pass, dict[str, Any]], ...] = (
     (FoldConvBnQat(), TRAINING),
     (EmitInductor(), LOWERING),
     (EmitInductor(), {**LOWERING, **X86}),
-    (MergeLinears(), LOWERING),
+    (MergeLinears(), LOWERING | X86),
     (PackWeights(), LOWERING),
 )
 
