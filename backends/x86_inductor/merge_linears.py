@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from ...ir.aliasing import aliased_inputs, written_inputs
 from ...ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
-from ...ir.meta import KERNEL_KEY, STANDS_FOR_KEY
+from ...ir.meta import ID_KEY, KERNEL_KEY, ORIGIN_KEY, STANDS_FOR_KEY
 from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
@@ -27,6 +27,8 @@ _LINEARS: Final = (_qlinear.default, _qlinear.tensor)
 _WEIGHT, _BIAS, _RESULT = 3, 6, 9
 """Positions of the packed weight, with its scales and zero points behind it, of the bias, and of the dtype of
 the result."""
+_OWN: Final = frozenset({ID_KEY, KERNEL_KEY, ORIGIN_KEY})
+"""What is not of a slice but of the linear it stands for."""
 
 
 @register_pass
@@ -155,7 +157,7 @@ def _merge(
         for call, value in zip(calls, slices.parts, strict=True):
             end = start + value.shape[-1]
             part = graph.call_function(torch.ops.aten.slice.Tensor, (whole, -1, start, end))
-            part.meta = {k: v for k, v in call.meta.items() if k != KERNEL_KEY}
+            part.meta = {k: v for k, v in call.meta.items() if k not in _OWN}
             part.meta |= {"val": value, STANDS_FOR_KEY: call.name}
             context.ledger.moved(call.name, whole.name)
             call.replace_all_uses_with(part)

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch.fx import Node
 
+from ...ir.meta import ID_KEY
 from ...ir.quantized_decomposed import QUANTIZE_PER_TENSOR
 from ...ir.specs import dtype_range
 from ...matchers.operator_pattern import KernelCall
@@ -71,6 +72,8 @@ def _quantized_behind(call: KernelCall, target: Any, arguments: tuple[Any, ...])
     }
     for node in behind:
         new[node] = call.graph.node_copy(node, lambda n: new.get(n, n))
+        # It goes by another name, and is part of what the place was lowered to.
+        new[node].meta.pop(ID_KEY, None)
     return call.graph.call_function(
         QUANTIZE_PER_TENSOR, (new[call.nodes[-1]], *attrs.astuple(call.quantization))
     )

@@ -62,7 +62,7 @@ def test_what_every_intended_operator_runs_on(converted: GraphModule) -> None:
         "conv2d": "onednn.qconv_pointwise",
         "conv2d_1": "onednn.qconv_pointwise",
         "linear": "onednn.qlinear_pointwise",
-        "max_pool2d": "integer operator",
+        "max_pool2d": "quantized.max_pool2d",
         "avg_pool2d": "the compiler",
         "flatten": "integer operator",
     }

@@ -81,6 +81,7 @@ class Choices:
         shares: whether its inputs may share with other points of their tensors.
         anchor: 0, or how many operators further on the one is, counted in a circle, whose first input its own
             first input shares the spec of; which may be illegal.
+        fuses: leave out what is between it and the activation behind it, where that alone reads it.
     """
 
     activation: int = 0
