@@ -61,7 +61,7 @@ class Values:
         if node.target is operator.getitem:
             source, index = node.args
             assert isinstance(source, Node)
-            return _dtypes(source.meta["val"][index])
+            return _dtypes(self.value(source)[index])
 
         def described(source: Node) -> object:
             value = self.value(source)
@@ -85,8 +85,9 @@ class Values:
             return _with_dtype(value, dtypes.get(source, value.dtype))
 
         assert callable(node.target)
+        produced = self.value(node)
         try:
-            with _fake(node.meta["val"]):
+            with _fake(produced):
                 args, kwargs = map_arg((node.args, node.kwargs), fake)  # pyright: ignore[reportArgumentType]
                 return _dtypes(node.target(*args, **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):

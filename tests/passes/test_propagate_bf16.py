@@ -476,6 +476,14 @@ def test_a_node_that_says_nothing_is_an_error(exported: Export) -> None:
         PassManager().run(gm, Pipeline((PropagateBf16(),)))
 
 
+def test_so_is_an_operator_whose_inputs_say_it(exported: Export) -> None:
+    gm = exported(Function(product), X, Y)
+    for node in gm.graph.find_nodes(op="call_function", target=aten.matmul.default):
+        del node.meta["val"]
+    with pytest.raises(GraphInputError, match="which dtype"):
+        PassManager().run(gm, Pipeline((PropagateBf16(),)))
+
+
 # Int8 mixed with bfloat16.
 
 
