@@ -6,7 +6,7 @@ DECLARED := pyproject.toml constraints.txt
 INSTALL_TORCH = install --constraint constraints.txt torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly laws mutants determinism docs site executorch browser lint bench venv bench-env clean
+.PHONY: help demo test latency nightly laws mutants determinism docs site executorch browser lint bench venv bench-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,15 +55,17 @@ lint: .venv/.lint ## check style and types
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-bench: .venv-bench/.installed ## measure everything, next to torchao, and write benchmarks/RESULTS.md
+bench: .venv-bench/.installed ## measure all but latency, next to torchao, and write benchmarks/RESULTS.md
 	.venv-bench/bin/python benchmarks/graph_work.py --write
 	.venv-bench/bin/python benchmarks/calibration.py --write
 	.venv-bench/bin/python benchmarks/accuracy.py --write
 	.venv-bench/bin/python benchmarks/qat_graph_work.py --write
 	.venv-bench/bin/python benchmarks/qat.py --write
-	.venv-bench/bin/python benchmarks/latency.py --peer --write
 	.venv-bench/bin/python benchmarks/overhead.py --write
 	.venv-bench/bin/python benchmarks/numeric_verification.py --write
+
+latency: .venv-bench/.installed .venv-others/.installed ## time compiled models next to torchao, OpenVINO and ONNX Runtime: hours
+	.venv-bench/bin/python benchmarks/latency.py --write
 
 venv: .venv/.installed ## set up .venv
 bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to compare with
@@ -86,6 +88,13 @@ bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to co
 	.venv-bench/bin/pip install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+.venv-others/.installed: $(DECLARED)
+	@echo "setting up .venv-others; this takes minutes"
+	test -x .venv-others/bin/pip || $(PYTHON) -m venv .venv-others
+	.venv-others/bin/pip $(INSTALL_TORCH)
+	.venv-others/bin/pip install --constraint constraints.txt --editable '.[others]'
+	touch $@
+
 .venv-executorch/.installed: $(DECLARED)
 	@echo "setting up .venv-executorch; this takes a minute"
 	test -x .venv-executorch/bin/pip || $(PYTHON) -m venv .venv-executorch
@@ -101,4 +110,4 @@ bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to co
 	touch $@
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-bench .venv-docs .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist
+	rm -rf .venv .venv-bench .venv-others .venv-docs .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist
