@@ -215,6 +215,7 @@ def compose_backends(*backends: Backend) -> Backend:
         device=next(iter(devices), None),
         architecture=next(iter(architectures), None),
         is_available=lambda: all(backend.is_available() for backend in backends),
+        checks=lambda: tuple(finding for backend in backends for finding in backend.checks()),
         by_hand=tuple(each for backend in backends for each in backend.by_hand),
         parts=backends,
     )

@@ -6,7 +6,7 @@ Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -183,11 +183,11 @@ class Ledger:
                     entry, status="float", reason="training-only", detail=detail
                 )
 
-    def moved(self, before: str, after: str) -> None:
-        """What ran at the node ``before`` runs at ``after`` now, as part of a larger call."""
+    def moved(self, kernels: Mapping[str, str]) -> None:
+        """What ran at the nodes ``kernels`` runs at those that they are given, as part of larger calls."""
         for name, entry in self._entries.items():
-            if entry.runs_at == before:
-                self._entries[name] = attrs.evolve(entry, runs_at=after)
+            if entry.runs_at in kernels:
+                self._entries[name] = attrs.evolve(entry, runs_at=kernels[entry.runs_at])
 
     def __contains__(self, node: Node) -> bool:
         return self.name_of(node) in self._entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import attrs
 import torch
@@ -161,16 +162,21 @@ class MaxPool2d:
         """Insert the pooling of integers."""
         (pool,) = call.nodes
         (image,) = (operand for operand in call.operands.values() if isinstance(operand, QuantizedOperand))
-        kernel, stride, padding, dilation, ceil_mode = (
-            argument(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        kernel, stride, padding, dilation = (
+            _per_side(argument(pool, name)) for name in ("kernel_size", "stride", "padding", "dilation")
         )
-        geometry = (kernel, stride or kernel, padding, dilation, ceil_mode)
+        geometry = (kernel, stride or kernel, padding, dilation, argument(pool, "ceil_mode"))
         if image.dtype is torch.uint8 and _rank(pool) == 4:
             return call.graph.call_function(_quantized.max_pool2d.default, (image.node, *geometry))
         # ATen pools 8-bit tensors of some layouts only.
         wide = call.graph.call_function(_aten.to.dtype, (image.node, torch.int32))
         largest = call.graph.call_function(_aten.max_pool2d.default, (wide, *geometry))
         return call.graph.call_function(_aten.to.dtype, (largest, image.dtype))
+
+
+def _per_side(value: Any) -> list[int]:
+    """One number may stand for both sides; the kernel reads two, whatever it is given."""
+    return [*value] * (2 if len(value) == 1 else 1)
 
 
 def _rank(node: Node) -> int | None:

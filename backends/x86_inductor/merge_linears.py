@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import operator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, cast
 
 import attrs
@@ -22,6 +24,7 @@ from .prepack import QLINEAR_PREPACK
 
 __all__ = ["MergeLinears"]
 
+_aten = torch.ops.aten
 _qlinear = torch.ops.onednn.qlinear_pointwise
 _LINEARS: Final = (_qlinear.default, _qlinear.tensor)
 _WEIGHT, _BIAS, _RESULT = 3, 6, 9
@@ -29,6 +32,34 @@ _WEIGHT, _BIAS, _RESULT = 3, 6, 9
 the result."""
 _OWN: Final = frozenset({ID_KEY, KERNEL_KEY, ORIGIN_KEY})
 """What is not of a slice but of the linear it stands for."""
+_VIEWS: Final = frozenset(
+    {
+        operator.getitem,
+        _aten.alias.default,
+        _aten.chunk.default,
+        _aten.contiguous.default,
+        _aten.detach.default,
+        _aten.expand.default,
+        _aten.flatten.using_ints,
+        _aten.permute.default,
+        _aten.reshape.default,
+        _aten.select.int,
+        _aten.slice.Tensor,
+        _aten.split.Tensor,
+        _aten.split_with_sizes.default,
+        _aten.squeeze.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.t.default,
+        _aten.to.dtype,
+        _aten.transpose.int,
+        _aten.unbind.int,
+        _aten.unflatten.int,
+        _aten.unsqueeze.default,
+        _aten.view.default,
+    }
+)
+"""Views whose values do not depend on how their input lies in memory, as those of ``as_strided`` do."""
 
 
 @register_pass
@@ -51,17 +82,17 @@ class MergeLinears:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Merge in place."""
-        names = FreeNames(gm)
-        merged = False
+        constants = _Constants(gm)
+        runs_at: dict[str, str] = {}
         for calls in _parallel(gm):
             slices = _Slices.of(calls)
             if slices is not None and context.allows("merge", calls[0]):
-                _merge(gm, calls, slices, names, context)
-                merged = True
-        if merged:
+                runs_at |= _merge(gm.graph, calls, slices, constants)
+        if runs_at:
+            context.ledger.moved(runs_at)
             erase_unread(gm.graph)
             delete_unused(gm)
-        return merged
+        return bool(runs_at)
 
 
 def _parallel(gm: GraphModule) -> Iterator[list[Node]]:
@@ -76,7 +107,28 @@ def _parallel(gm: GraphModule) -> Iterator[list[Node]]:
         ):
             given = (*node.args[:_WEIGHT], *map(str, node.args[_BIAS + 1 :]))
             groups.setdefault((node.target, *given), []).append(node)
-    yield from (calls for calls in groups.values() if len(calls) > 1)
+    parallel = [calls for calls in groups.values() if len(calls) > 1]
+    together = Counter(map(_weights, parallel))
+    readers = _readers(gm.graph, {target for targets in together for target in targets})
+    for calls in parallel:
+        targets = _weights(calls)
+        # Of a weight that others read as well, a second copy would be stored.
+        if all(readers[target] == together[targets] * targets.count(target) for target in targets):
+            yield calls
+
+
+def _weights(calls: list[Node]) -> tuple[str, ...]:
+    return tuple(str(_parameters(call)[0].target) for call in calls)
+
+
+def _readers(graph: Graph, targets: set[str]) -> Counter[str]:
+    """How many calls read each of the weights ``targets``."""
+    found: Counter[str] = Counter()
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target in targets:
+            packs = [len(user.users) if user.target is QLINEAR_PREPACK else 1 for user in node.users]
+            found[str(node.target)] += sum(packs)
+    return found
 
 
 def _is_mergeable(gm: GraphModule, call: Node, constant: Any) -> bool:
@@ -122,6 +174,8 @@ def _follow(node: Node, value: Any, views: dict[Node, Any]) -> bool:
             return False
         if node not in aliased_inputs(user):
             continue
+        if user.target not in _VIEWS:
+            return False
         known = {node: value} | {
             n: views.get(n, n.meta.get("val")) for n in user.all_input_nodes if n is not node
         }
@@ -139,69 +193,67 @@ def _follow(node: Node, value: Any, views: dict[Node, Any]) -> bool:
     return True
 
 
-def _merge(
-    gm: GraphModule, calls: list[Node], slices: _Slices, names: FreeNames, context: PassContext
-) -> None:
-    first, graph = calls[0], gm.graph
+def _merge(graph: Graph, calls: list[Node], slices: _Slices, constants: _Constants) -> dict[str, str]:
+    """Put one call in place of ``calls``; which call each runs at now, by name."""
+    first = calls[0]
     packed = cast(Node, first.args[_WEIGHT])
     with graph.inserting_before(first):
-        stored = [_joined(gm, column, names) for column in zip(*map(_parameters, calls), strict=True)]
-        weight, *parameters = stored
-        bias = _joined_biases(gm, calls, slices, names)
+        weight, scales, zero_points = map(constants.joined, zip(*map(_parameters, calls), strict=True))
+        biases = [cast("Node | None", call.args[_BIAS]) for call in calls]
+        bias = constants.joined(biases, [part.shape[-1] for part in slices.parts]) if any(biases) else None
         pack = graph.call_function(QLINEAR_PREPACK, (weight, *packed.args[1:]))
         pack.meta = dict(packed.meta)
-        arguments = (*first.args[:_WEIGHT], pack, *parameters, bias, *first.args[_BIAS + 1 :])
+        arguments = (*first.args[:_WEIGHT], pack, scales, zero_points, bias, *first.args[_BIAS + 1 :])
         whole = graph.call_function(cast(Any, first.target), arguments)
         whole.meta = {k: v for k, v in first.meta.items() if k != STANDS_FOR_KEY} | {"val": slices.whole}
         start = 0
         for call, value in zip(calls, slices.parts, strict=True):
             end = start + value.shape[-1]
-            part = graph.call_function(torch.ops.aten.slice.Tensor, (whole, -1, start, end))
+            part = graph.call_function(_aten.slice.Tensor, (whole, -1, start, end))
             part.meta = {k: v for k, v in call.meta.items() if k not in _OWN}
             part.meta |= {"val": value, STANDS_FOR_KEY: call.name}
-            context.ledger.moved(call.name, whole.name)
             call.replace_all_uses_with(part)
             start = end
     for node, value in slices.views.items():
         node.meta["val"] = value
     for call in calls:
         graph.erase_node(call)
+    return {call.name: whole.name for call in calls}
 
 
-def _parameters(call: Node) -> tuple[Node, ...]:
+def _parameters(call: Node) -> tuple[Node, Node, Node]:
     """Weight, scales, zero points."""
     packed, scales, zero_points = call.args[_WEIGHT:_BIAS]
-    return tuple(cast("list[Node]", [cast(Node, packed).args[0], scales, zero_points]))
+    return cast("tuple[Node, Node, Node]", (cast(Node, packed).args[0], scales, zero_points))
 
 
-def _joined(gm: GraphModule, nodes: tuple[Node, ...], names: FreeNames) -> Node:
-    """The constants of ``nodes``, one behind the other."""
-    tensors = [get_tensor(gm, str(node.target)).detach() for node in nodes]
-    return _constant(gm, nodes[0], torch.cat(tensors), names)
+class _Constants:
+    """The constants of linears, one behind the other: once for a layer that is called several times."""
 
+    def __init__(self, gm: GraphModule) -> None:
+        self._gm = gm
+        self._names = FreeNames(gm)
+        self._made: dict[tuple[str, ...], Node] = {}
 
-def _joined_biases(gm: GraphModule, calls: list[Node], slices: _Slices, names: FreeNames) -> Node | None:
-    given = [call.args[_BIAS] for call in calls]
-    like = next((bias for bias in given if isinstance(bias, Node)), None)
-    if like is None:
-        return None
-    tensors = [
-        get_tensor(gm, str(bias.target)).detach()
-        if isinstance(bias, Node)
-        else torch.zeros(part.shape[-1], dtype=torch.float32)
-        for bias, part in zip(given, slices.parts, strict=True)
-    ]
-    return _constant(gm, like, torch.cat(tensors), names)
+    def joined(self, nodes: Sequence[Node | None], sizes: Sequence[int] = ()) -> Node:
+        """A node that reads all of ``nodes``; where one is None, it reads zeros, as many as ``sizes`` say."""
+        key = tuple("" if node is None else str(node.target) for node in nodes)
+        if key not in self._made:
+            tensors = [
+                torch.zeros(sizes[i]) if node is None else get_tensor(self._gm, str(node.target)).detach()
+                for i, node in enumerate(nodes)
+            ]
+            like = next(node for node in nodes if node is not None)
+            self._made[key] = self._stored(torch.cat(tensors), like)
+        return self._made[key]
 
-
-def _constant(gm: GraphModule, like: Node, tensor: torch.Tensor, names: FreeNames) -> Node:
-    target = names.fresh(f"{like.target}_merged")
-    set_tensor(gm, target, tensor)
-    graph: Graph = gm.graph
-    new = graph.get_attr(target)
-    new.meta = dict(like.meta)
-    value = like.meta.get("val")
-    if isinstance(value, FakeTensor):
-        with value.fake_mode:
-            new.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return new
+    def _stored(self, tensor: torch.Tensor, like: Node) -> Node:
+        target = self._names.fresh(f"{like.target}_merged")
+        set_tensor(self._gm, target, tensor)
+        new = self._gm.graph.get_attr(target)
+        new.meta = {k: v for k, v in like.meta.items() if k not in _OWN}
+        value = like.meta.get("val")
+        if isinstance(value, FakeTensor):
+            with value.fake_mode:
+                new.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return new

@@ -82,6 +82,8 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     for option, path in result.files.items():
         size = f", {_size(path.stat().st_size)}" if path.is_file() else "/"
         console.print(f"wrote {path}{size}: {_how_to_use(option, result)}", soft_wrap=True)
+    if not result.files:
+        console.print("wrote nothing: --output FILE.pt2 writes the quantized program", soft_wrap=True)
 
 
 def show_coverage(console: Console, found: Coverage) -> None:

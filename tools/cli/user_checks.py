@@ -34,12 +34,15 @@ def find_check(text: str) -> Check:
 
     def says(model: GraphModule) -> bool:
         said = call(model)
-        # A forgotten return would read as "broken".
-        if said is None:
+        # One of torch or NumPy, too.
+        said = said.item() if hasattr(said, "item") else said
+        # A forgotten return would read as "broken", and any accuracy but 0 as "good".
+        if not isinstance(said, bool):
             raise OptionError(
-                f"the check {text} returned None", hint="return True where all is well, else False"
+                f"the check {text} returned {said if isinstance(said, Real) else type(said).__name__}",
+                hint="return True where all is well, else False: accuracy > 0.9, say",
             )
-        return bool(said)
+        return said
 
     return says
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
@@ -504,3 +505,27 @@ def test_equal_movements_of_one_tensor_apart_from_each_other() -> None:
     assert len(lowered.graph.find_nodes(op="call_function", target=torch.ops.aten.transpose.int)) == 1
     for got, want in zip(lowered(x), qdq(x), strict=True):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: torch.ops.aten.max_pool2d(x, [2]),
+        lambda x: torch.ops.aten.max_pool2d(x, [2, 3], [2, 1], [1], [1, 2]),
+        lambda x: F.max_pool2d(x, (3, 2), stride=[1]),
+        lambda x: F.max_pool2d(x, 3, stride=2, dilation=2, ceil_mode=True),
+    ],
+    ids=["window", "padding", "stride", "dilation"],
+)
+def test_pooling_that_one_number_describes(pool: Callable[[Tensor], Tensor], run_flow: RunFlow) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 4), conv(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(pool(self.a(x)))
+
+    flow = run_flow(Pooled(), torch.randn(2, 3, 9, 8))
+    assert "quantized.max_pool2d.default" in flow.targets()
+    assert flow.difference() < ROUNDING

@@ -115,8 +115,9 @@ class Two(nn.Module):
         (lambda a, b: (a.transpose(0, 1), b * 2), 2),
         (lambda a, b: F.relu(a) * b, 2),
         (lambda a, b: F.relu(a) * F.relu(b), 1),
+        (lambda a, b: a.as_strided((8, 3), (1, 8)).softmax(0) * b.t(), 2),
     ],
-    ids=["slices", "copies", "dense", "result", "one", "view as result", "two kinds", "one kind"],
+    ids=["slices", "copies", "dense", "result", "one", "view as result", "two kinds", "one kind", "strides"],
 )
 def test_where_a_slice_will_do(join: Callable[[Tensor, Tensor], Any], count: int, run_flow: RunFlow) -> None:
     torch.manual_seed(0)
@@ -139,3 +140,28 @@ def test_each_quantized_result_has_its_own_scale(run_flow: RunFlow) -> None:
     torch.manual_seed(0)
     flow = run_flow(Gated(), torch.randn(3, 8))
     assert kernels(flow.lowered) == 4
+
+
+class Repeated(nn.Module):
+    """The same two layers, and with ``alone`` one of them once more by itself."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.alone = alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.sin(self.a(x)) + torch.cos(self.b(x))
+        return self.a(x) if self.alone else x
+
+
+@pytest.mark.parametrize(("alone", "count"), [(False, 3), (True, 7)])
+def test_a_weight_is_stored_once(alone: bool, count: int, run_flow: RunFlow) -> None:
+    torch.manual_seed(0)
+    flow = run_flow(Repeated(alone=alone), torch.randn(3, 8))
+    unpacked = lower_pt2e(flow.converted, pack_weights=False)
+    assert kernels(unpacked) == count
+    assert sum(t.numel() for t in unpacked.buffers() if t.dtype is torch.int8) == 2 * 8 * 8
+    assert sum("packed" in name for name, _ in flow.lowered.named_buffers()) == (2 if alone else 1)
+    assert_same_numbers(flow, *flow.inputs)

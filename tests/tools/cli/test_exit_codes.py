@@ -92,6 +92,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, lowbit: Any) -> Path:
         (1, (*BISECT, "checks:quits")),
         (1, (*BISECT, "false")),
         (2, (*BISECT, "checks:none")),
+        (2, (*BISECT, "checks:number")),
         (2, (*BISECT, "checks:THREE")),
         (2, (*BISECT, "checks:goood")),
         (2, (*BISECT, "chocks:good")),

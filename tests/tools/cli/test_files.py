@@ -67,3 +67,8 @@ def test_it_is_refused_before_there_is_anything_to_write(tmp_path: Path, name: s
     (tmp_path / "to-nowhere").symlink_to(os.devnull)
     with pytest.raises(OptionError, match="--output"):
         check_is_writable(tmp_path / name, "output")
+
+
+def test_a_place_that_nobody_can_write_to_is_found_before_the_work() -> None:
+    with pytest.raises(OptionError, match="--output: nothing can be written to /proc"):
+        check_is_writable(Path("/proc/model.pt2"), "output", ".pt2")

@@ -86,5 +86,11 @@ def _put(draft: Path, path: Path) -> None:
 
 def _check_place(folder: Path, option: str) -> None:
     existing = next(each for each in (folder, *folder.resolve().parents) if each.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OptionError(f"--{option}: nothing can be written to {existing}", hint="name another place")
+    try:
+        # Rights do not tell all: root has them everywhere, in /proc too.
+        with tempfile.TemporaryDirectory(prefix=".lowbit-", dir=existing):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"--{option}: nothing can be written to {existing} ({error.strerror})", hint="name another place"
+        ) from error
