@@ -24,6 +24,7 @@ from .registry import register_pass
 
 __all__ = ["EmitInductor"]
 
+_CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONTIGUOUS: Final = torch.ops.aten.contiguous.default
 
 
@@ -128,11 +129,11 @@ def _keep_layouts(graph: Graph, returned: list[Any]) -> None:
     """
     output = graph.output_node()
     for node, value in zip(output.all_input_nodes, returned, strict=True):
-        if not isinstance(value, torch.Tensor) or value.dim() != 4 or not value.is_floating_point():
+        if not isinstance(value, torch.Tensor) or value.dim() < 3 or not value.is_floating_point():
             continue
         in_rows = value.is_contiguous()
-        layout = torch.contiguous_format if in_rows else torch.channels_last
-        if in_rows or value.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.contiguous_format if in_rows else _CHANNELS_LAST.get(value.dim())
+        if layout is not None and value.is_contiguous(memory_format=layout):
             with graph.inserting_before(output):
                 kept = graph.call_function(_CONTIGUOUS, (node,), {"memory_format": layout})
             kept.meta = {"val": value}

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.attributes import get_tensor
+from ...ir.bodies import is_body
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, Refusal
 from .operands import weight_parameters
@@ -82,6 +83,8 @@ def refuses_geometry(call: KernelCall) -> Refusal | None:
     """
     conv = call.node_calling(*_CONVOLUTIONS)
     kernel = _kernel_size(call)
+    if len(kernel) == 1 and is_body(call.gm):
+        return Refusal("kernel-not-compiled-in-bodies")
     stride, padding, dilation = (
         _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
     )

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch.fx import Node
 
+from ...ir.bodies import is_body
 from ...matchers.operator_pattern import KernelCall, Mode, Refusal
 from .operands import refuses_operands, weight_parameters
 from .post_operators import PostOperator, post_arguments
@@ -59,6 +60,8 @@ class QLinearAdd:
         if refusal is None and call.quantization is None:
             # The compiler adds in the loop of what reads the sum, a normalization say, which costs nothing.
             return Refusal("sum-read-in-float")
+        if refusal is None and is_body(call.gm):
+            return Refusal("kernel-not-compiled-in-bodies")
         return refusal
 
     def emit(self, call: KernelCall) -> Node:

@@ -21,6 +21,9 @@ ONEDNN_REASONS: Final = {
     "column-under-stride": Reason(
         "oneDNN may be wrong for results of one column under a horizontal stride", "leave it float"
     ),
+    "kernel-not-compiled-in-bodies": Reason(
+        "Inductor cannot compile the kernel in a body of control flow", "take the operator out of the body"
+    ),
     "window-in-padding": Reason(
         "oneDNN is wrong for windows that may lie in the padding altogether",
         "use a smaller padding, or leave it float",

@@ -435,6 +435,43 @@ def test_a_lowered_model_compiles() -> None:
             assert torch.allclose(compiled(one), lowered(one), atol=1e-4)
 
 
+class Gate(nn.Module):
+    """``layers`` in a branch."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def branch(self, x: Tensor) -> Tensor:
+        first, *others = self.layers
+        y = first(x)
+        for layer in others:
+            y = layer(y + first(x).relu())
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.branch, lambda x: x * 2, (x,))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "count"),
+    [
+        ((nn.Conv1d(4, 4, 3, padding=1),), (2, 4, 6), 0),
+        ((nn.Conv3d(4, 4, 3, padding=1),), (2, 4, 4, 4, 4), 1),
+        ((nn.Linear(4, 4), nn.Linear(4, 4)), (2, 4), 4),
+    ],
+    ids=["conv1d", "conv3d", "sum"],
+)
+def test_what_is_lowered_in_a_branch_compiles(
+    layers: tuple[nn.Module, ...], shape: tuple[int, ...], count: int
+) -> None:
+    x = random(*shape).abs()
+    lowered = lower_pt2e(converted(Gate(*layers), (x,), (-x,)))
+    assert len(kernels(lowered)) == count
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(lowered)(x), lowered(x), atol=1e-4)
+
+
 def test_numeric_verification_goes_through_bodies() -> None:
     observed = prepare_pt2e(
         exported(cond(), X), X86InductorQuantizer().set_global(CONFIG), verify="numeric", example_inputs=(X,)
