@@ -345,7 +345,9 @@ def test_a_config_is_read_as_it_is_written(project: Path) -> None:
     ("words", "said"),
     [
         (("net:modul",), "did you mean 'module'"),
-        (("nett:module",), "there is no module 'nett'"),
+        (("nett:module",), "there is no module 'nett'\n  do: did you mean net?"),
+        (("elsewhere.part:module",), "run the command in the folder where the module lies"),
+        (("net.py:module",), "name the module, not its file: net"),
         (("net",), "neither package.module:name nor a .pt2 file"),
         (("float.pt2",), "there is no file float.pt2"),
         (("net:module",), "give --calibration"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from ....errors import OptionError
@@ -62,10 +64,17 @@ def import_user_module(name: str) -> Any:
         # A module that it imports itself may be missing, which is another matter.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise OptionError(
-            f"there is no module {name!r}",
-            hint="run the command in the folder where the module lies, or install its package",
-        ) from error
+        raise OptionError(f"there is no module {name!r}", hint=_where_it_may_be(name)) from error
+
+
+def _where_it_may_be(name: str) -> str:
+    here = [file.stem for file in sorted(Path().glob("*.py"))]
+    if name.endswith(".py") and name.removesuffix(".py") in here:
+        return f"name the module, not its file: {name.removesuffix('.py')}"
+    near = difflib.get_close_matches(name, here, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "run the command in the folder where the module lies, or install its package"
 
 
 def call_user(function: Callable[[], Any], name: str) -> Any:
