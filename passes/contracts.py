@@ -86,7 +86,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "propagate-bf16": _BF16,
     "reference-representation": ONE_STEP,
     "emit-inductor": _KERNELS,
-    "merge-linears": EXACT,
+    "merge-parallel-linears": EXACT,
     "pack-weights": EXACT,
 }
 """The contracts of the passes that come with lowbit, by name."""

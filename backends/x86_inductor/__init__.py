@@ -7,7 +7,7 @@ from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
 from .checks import look_at_cpu
 from .cpu import has_vnni, is_x86
-from .merge_linears import MergeLinears
+from .merge_parallel_linears import MergeParallelLinears
 from .patterns import PATTERNS
 from .presets import PRESETS
 from .quantizer import (
@@ -20,7 +20,7 @@ from .reasons import ONEDNN_REASONS
 
 __all__ = [
     "X86_INDUCTOR",
-    "MergeLinears",
+    "MergeParallelLinears",
     "X86InductorQuantizer",
     "get_default_x86_inductor_quantization_config",
     "get_x86_inductor_linear_dynamic_fp16_config",
@@ -36,7 +36,7 @@ X86_INDUCTOR = register_backend(
         quantizer=lambda: X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
         prepare=PREPARE,
         convert=CONVERT,
-        lower=Pipeline((EmitInductor(), MergeLinears(), PackWeights())),
+        lower=Pipeline((EmitInductor(), MergeParallelLinears(), PackWeights())),
         prepare_qat=PREPARE_QAT,
         presets=PRESETS,
         device="cpu",

@@ -18,6 +18,7 @@ __all__ = ["smallest"]
 _PARTS: Final = {
     "block": ("convolution", "linear", "batch_norm", "relu"),
     "to_integers": ("scalar",),
+    "gated": ("linear", "binary", "unary", "relu"),
     "region": ("convolution", "linear", "relu"),
 }
 """What is made of several operators, and those that do for it."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lowbit import Pass, Stage
 from lowbit.backends.registry import get_backend
-from lowbit.backends.x86_inductor import MergeLinears
+from lowbit.backends.x86_inductor import MergeParallelLinears
 from lowbit.passes import (
     Annotate,
     DuplicateDequantize,
@@ -65,7 +65,7 @@ PASSES: tuple[tuple[Pass, dict[str, Any]], ...] = (
     (FoldConvBnQat(), TRAINING),
     (EmitInductor(), LOWERING),
     (EmitInductor(), {**LOWERING, **X86}),
-    (MergeLinears(), LOWERING | X86),
+    (MergeParallelLinears(), LOWERING | X86),
     (PackWeights(), LOWERING),
 )
 

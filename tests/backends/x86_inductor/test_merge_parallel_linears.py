@@ -1,4 +1,4 @@
-"""``merge-linears``: one kernel for linears of one input, and where that is not done."""
+"""``merge-parallel-linears``: one kernel for linears of one input, and where that is not done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 QLINEAR = (torch.ops.onednn.qlinear_pointwise.default, torch.ops.onednn.qlinear_pointwise.tensor)
-APART = X86_INDUCTOR.lower.without("merge-linears")
+APART = X86_INDUCTOR.lower.without("merge-parallel-linears")
 
 
 class Flow(Protocol):

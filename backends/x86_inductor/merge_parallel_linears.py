@@ -1,4 +1,4 @@
-"""``merge-linears``: one kernel for the linears that read the same integers."""
+"""``merge-parallel-linears``: one kernel for the linears that read the same integers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
 from .prepack import QLINEAR_PREPACK
 
-__all__ = ["MergeLinears"]
+__all__ = ["MergeParallelLinears"]
 
 _aten = torch.ops.aten
 _qlinear = torch.ops.onednn.qlinear_pointwise
@@ -64,7 +64,7 @@ _VIEWS: Final = frozenset(
 
 @register_pass
 @attrs.frozen
-class MergeLinears:
+class MergeParallelLinears:
     """Lets one kernel compute linears of one input, for example the query, key and value of attention.
 
     It reads its input once, has larger matrices to multiply and costs one call; the weights are laid one
@@ -76,7 +76,7 @@ class MergeLinears:
     write, and the caller of the model.
     """
 
-    name: ClassVar[str] = "merge-linears"
+    name: ClassVar[str] = "merge-parallel-linears"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.LOWERED})
     ensures: ClassVar[Stage | None] = None
 
