@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 DECLARED := pyproject.toml constraints.txt
+ENVIRONMENTS := .venv .venv-bench .venv-others .venv-executorch .venv-docs
 # torch by itself and first: resolved together with the rest, a build for another device may win.
 INSTALL_TORCH = install --constraint constraints.txt torch
 
@@ -70,44 +71,21 @@ latency: .venv-bench/.installed .venv-others/.installed ## time compiled models 
 venv: .venv/.installed ## set up .venv
 bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to compare with
 
-.venv/.installed: $(DECLARED)
-	@echo "setting up .venv; this takes a minute"
-	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
-	.venv/bin/pip $(INSTALL_TORCH)
-	.venv/bin/pip install --constraint constraints.txt --editable '.[test,demo]'
+.venv/.installed: EXTRAS = test,demo
+.venv-bench/.installed: EXTRAS = bench
+.venv-others/.installed: EXTRAS = others
+.venv-executorch/.installed: EXTRAS = test,executorch
+.venv-docs/.installed: EXTRAS = docs
+$(ENVIRONMENTS:=/.installed): %/.installed: $(DECLARED)
+	@echo "setting up $*; this takes a minute"
+	test -x $*/bin/pip || $(PYTHON) -m venv $*
+	$*/bin/pip $(INSTALL_TORCH)
+	$*/bin/pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 .venv/.lint: .venv/.installed
 	.venv/bin/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-bench/.installed: $(DECLARED)
-	@echo "setting up .venv-bench; this takes a minute"
-	test -x .venv-bench/bin/pip || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip $(INSTALL_TORCH)
-	.venv-bench/bin/pip install --constraint constraints.txt --editable '.[bench]'
-	touch $@
-
-.venv-others/.installed: $(DECLARED)
-	@echo "setting up .venv-others; this takes minutes"
-	test -x .venv-others/bin/pip || $(PYTHON) -m venv .venv-others
-	.venv-others/bin/pip $(INSTALL_TORCH)
-	.venv-others/bin/pip install --constraint constraints.txt --editable '.[others]'
-	touch $@
-
-.venv-executorch/.installed: $(DECLARED)
-	@echo "setting up .venv-executorch; this takes a minute"
-	test -x .venv-executorch/bin/pip || $(PYTHON) -m venv .venv-executorch
-	.venv-executorch/bin/pip $(INSTALL_TORCH)
-	.venv-executorch/bin/pip install --constraint constraints.txt --editable '.[test,executorch]'
-	touch $@
-
-.venv-docs/.installed: $(DECLARED)
-	@echo "setting up .venv-docs; this takes a minute"
-	test -x .venv-docs/bin/pip || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip $(INSTALL_TORCH)
-	.venv-docs/bin/pip install --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-bench .venv-others .venv-docs .venv-executorch out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist
+	rm -rf $(ENVIRONMENTS) out .pytest_cache .ruff_cache .hypothesis lowbit.egg-info build dist

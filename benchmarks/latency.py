@@ -6,7 +6,6 @@ Each is a process of its own (``contestant.py``). Those that are not installed a
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ import attrs
 import click
 import torch
 from contestant import CONTESTANTS
+from lowbit.tools.demo.measure import sqnr_db
 from lowbit.tools.interleaved import Timings
 from lowbit.tools.models.catalogue import CATALOGUE
 from results import report, table, write_option
@@ -118,20 +118,13 @@ def measure(setting: Setting, names: list[str], pythons: dict[str, str], *, roun
             for name, each in ready.items():
                 # The first call after another's turn finds the caches cold.
                 seconds[name].append(min(each.time(4)[1:]))
-        reference = ready["float32"].output.double()
-        noise = {name: (each.output.double() - reference).square().sum() for name, each in ready.items()}
-        signal = reference.square().sum()
+        reference = ready["float32"].output
         return Measured(
             Timings({name: tuple(runs) for name, runs in seconds.items()}),
             {name: each.compiled_in for name, each in ready.items()},
             ready[OURS].coverage if OURS in ready else "",
-            {name: (10 * torch.log10(signal / n)).item() if n else math.inf for name, n in noise.items()},
+            {name: sqnr_db(reference, each.output) for name, each in ready.items()},
         )
-
-
-def geomean(ratios: list[float]) -> float:
-    """The geometric mean."""
-    return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
 def summary(found: dict[Setting, Measured]) -> str:
@@ -147,7 +140,7 @@ def summary(found: dict[Setting, Measured]) -> str:
         }
         if ratios:
             worst = max(ratios, key=lambda setting: ratios[setting])
-            mean = geomean(list(ratios.values()))
+            mean = statistics.geometric_mean(ratios.values())
             rows.append([other, f"{mean:.2f}", f"{ratios[worst]:.2f}", str(worst), str(len(ratios))])
     return table([f"{OURS} over", "geometric mean", "worst", "where", "settings"], rows)
 

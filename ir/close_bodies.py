@@ -119,8 +119,7 @@ def _reader(gm: GraphModule, caller: Node, target: str, known: Node | None, insi
         node = gm.graph.get_attr(target)
     node.meta = {"val": inside.meta["val"]} if "val" in inside.meta else {}
     if known is not None:
-        known.replace_all_uses_with(node)
-        gm.graph.erase_node(known)
+        put_in_place(gm.graph, {known: node})
     return node
 
 

@@ -17,7 +17,7 @@ from ...matchers.operator_pattern import KernelCall, Refusal
 from .operands import weight_parameters
 from .prepack import QCONV_PREPACK, known_shape, pack_weight
 
-__all__ = ["ConvArguments", "conv_arguments", "refuses_geometry"]
+__all__ = ["ConvArguments", "conv_arguments", "per_dimension", "refuses_geometry"]
 
 _aten = torch.ops.aten
 _CONVOLUTIONS: Final = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
@@ -38,7 +38,7 @@ def conv_arguments(call: KernelCall) -> ConvArguments:
     conv = call.node_calling(*_CONVOLUTIONS)
     kernel = _kernel_size(call)
     stride, padding, dilation = (
-        _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
+        per_dimension(conv, name, len(kernel)) for name in ("stride", "padding", "dilation")
     )
     image, shape = x.node, known_shape(conv.args[0])
     if _is_pointwise(kernel):
@@ -86,7 +86,7 @@ def refuses_geometry(call: KernelCall) -> Refusal | None:
     if len(kernel) == 1 and is_body(call.gm):
         return Refusal("kernel-not-compiled-in-bodies")
     stride, padding, dilation = (
-        _per_dimension(conv, name, kernel) for name in ("stride", "padding", "dilation")
+        per_dimension(conv, name, len(kernel)) for name in ("stride", "padding", "dilation")
     )
     *others, width = _extents(conv, kernel)
     if not _is_pointwise(kernel) and width == 1 and stride[-1] > 1 and any(size != 1 for size in others):
@@ -112,7 +112,8 @@ def _extents(image: object, kernel: torch.Size) -> list[int | None]:
     return [size if isinstance(size, int) else None for size in value.shape[2:]]
 
 
-def _per_dimension(conv: Node, name: str, kernel: torch.Size) -> list[int]:
-    value: Any = argument(conv, name)
+def per_dimension(node: Node, name: str, dims: int) -> list[int]:
+    """The argument ``name`` of ``node``, a number for each of so many dimensions."""
+    value: Any = argument(node, name)
     # One number may stand for all dimensions.
-    return [*value] * (len(kernel) if len(value) == 1 else 1)
+    return [*value] * (dims if len(value) == 1 else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import attrs
 import torch
@@ -13,7 +12,7 @@ from ...ir.quantized_decomposed import is_dequantize
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .accumulator import may_overwrite, memory_of
-from .convolution import conv_arguments, refuses_geometry
+from .convolution import conv_arguments, per_dimension, refuses_geometry
 from .linear import QLinear, QLinearAdd
 from .operands import refuses_operands
 from .post_operators import PostOperator, post_arguments
@@ -163,7 +162,9 @@ class MaxPool2d:
         (pool,) = call.nodes
         (image,) = (operand for operand in call.operands.values() if isinstance(operand, QuantizedOperand))
         kernel, stride, padding, dilation = (
-            _per_side(argument(pool, name)) for name in ("kernel_size", "stride", "padding", "dilation")
+            # The kernel reads two of each, whatever it is given.
+            per_dimension(pool, name, 2)
+            for name in ("kernel_size", "stride", "padding", "dilation")
         )
         geometry = (kernel, stride or kernel, padding, dilation, argument(pool, "ceil_mode"))
         if image.dtype is torch.uint8 and _rank(pool) == 4:
@@ -172,11 +173,6 @@ class MaxPool2d:
         wide = call.graph.call_function(_aten.to.dtype, (image.node, torch.int32))
         largest = call.graph.call_function(_aten.max_pool2d.default, (wide, *geometry))
         return call.graph.call_function(_aten.to.dtype, (largest, image.dtype))
-
-
-def _per_side(value: Any) -> list[int]:
-    """One number may stand for both sides; the kernel reads two, whatever it is given."""
-    return [*value] * (2 if len(value) == 1 else 1)
 
 
 def _rank(node: Node) -> int | None:

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Agreement", "accuracy", "agreement", "saved_bytes"]
+__all__ = ["Agreement", "accuracy", "agreement", "saved_bytes", "sqnr_db"]
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -42,12 +42,17 @@ def accuracy(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
 def agreement(reference: Classifier, other: Classifier, batches: Iterable[Tensor]) -> Agreement:
     """How near ``other``'s logits are to ``reference``'s on the same images."""
     pairs = [(reference(images), other(images)) for images in batches]
-    wanted, found = (torch.cat(logits).double() for logits in zip(*pairs, strict=True))
-    noise = (wanted - found).square().sum()
+    wanted, found = (torch.cat(logits) for logits in zip(*pairs, strict=True))
     return Agreement(
-        sqnr_db=(10 * torch.log10(wanted.square().sum() / noise)).item(),
+        sqnr_db=sqnr_db(wanted, found),
         top1=(wanted.argmax(dim=1) == found.argmax(dim=1)).double().mean().item(),
     )
+
+
+def sqnr_db(wanted: Tensor, found: Tensor) -> float:
+    """The signal to quantization noise of ``found``, of any shape, in decibels; see :class:`Agreement`."""
+    noise = (wanted.double() - found.double()).square().sum()
+    return (10 * torch.log10(wanted.double().square().sum() / noise)).item()
 
 
 def saved_bytes(model: nn.Module) -> int:
