@@ -17,6 +17,7 @@ from ..ir.quantizer import Quantizer
 from ..ir.settle import settle
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["Annotate"]
@@ -41,6 +42,7 @@ class Annotate:
     name: ClassVar[str] = "annotate"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = Stage.ANNOTATED
+    contract: ClassVar[Contract | None] = EXACT
     bodies: bool = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

@@ -8,7 +8,6 @@ and stores in float32, or of an integer it finds in another way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -16,7 +15,7 @@ import torch
 
 from .base import Pass
 
-__all__ = ["CONTRACTS", "EXACT", "ONE_STEP", "REAL", "Contract", "contract_of"]
+__all__ = ["EXACT", "KERNELS", "ONE_STEP", "REAL", "ROUNDED_TO_BF16", "Contract", "contract_of"]
 
 
 @attrs.frozen
@@ -55,10 +54,10 @@ REAL: Final = Contract(roundings=4)
 """The same function of real numbers, some constants of it computed anew: a product of two rounded factors and
 a rounded sum make four roundings."""
 
-_KERNELS: Final = Contract(steps=1, roundings=64)
+KERNELS: Final = Contract(steps=1, roundings=64)
 """Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most."""
 
-_BF16: Final = Contract(roundings=2, dtype=torch.bfloat16)
+ROUNDED_TO_BF16: Final = Contract(roundings=2, dtype=torch.bfloat16)
 """Each operator rounds twice at most: with ``u`` half the distance of neighbouring numbers, and what is read
 as it was before the pass (casts and dequantize operators are compared by themselves),
 
@@ -70,31 +69,10 @@ as it was before the pass (casts and dequantize operators are compared by themse
 
 What is quantized reads what it read, so integers are equal."""
 
-CONTRACTS: Final[Mapping[str, Contract]] = {
-    "normalize": EXACT,
-    "fold-batch-norm": REAL,
-    "annotate": EXACT,
-    "fuse-conv-bn-qat": REAL,
-    "fold-conv-bn-qat": REAL,
-    "resolve-sharing": EXACT,
-    "insert-observers": EXACT,
-    "insert-fake-quantizers": EXACT,
-    "observers-to-qdq": EXACT,
-    "duplicate-dequantize": EXACT,
-    "fold-quantize": EXACT,
-    "propagate-metadata": EXACT,
-    "propagate-bf16": _BF16,
-    "reference-representation": ONE_STEP,
-    "emit-inductor": _KERNELS,
-    "merge-parallel-linears": EXACT,
-    "pack-weights": EXACT,
-}
-"""The contracts of the passes that come with lowbit, by name."""
-
 
 def contract_of(pass_: Pass) -> Contract | None:
-    """The contract of ``pass_``: lowbit's own, what the pass has as ``contract``, or :data:`REAL`.
+    """What ``pass_`` has as ``contract``, or :data:`REAL`.
 
     A pass that means to change numbers (pruning, say) has ``contract = None`` and is not checked.
     """
-    return CONTRACTS.get(pass_.name, getattr(pass_, "contract", REAL))
+    return getattr(pass_, "contract", REAL)

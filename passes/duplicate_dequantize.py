@@ -11,6 +11,7 @@ from ..ir.inputs import replace_inputs
 from ..ir.quantized_decomposed import is_dequantize
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["DuplicateDequantize"]
@@ -28,6 +29,7 @@ class DuplicateDequantize:
     name: ClassVar[str] = "duplicate-dequantize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

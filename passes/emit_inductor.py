@@ -20,6 +20,7 @@ from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..matchers.operator_pattern import KernelCall, OperatorPattern, Refusal, Sharing
 from .base import PassContext
+from .contracts import KERNELS, Contract
 from .registry import register_pass
 
 __all__ = ["EmitInductor"]
@@ -41,6 +42,7 @@ class EmitInductor:
     name: ClassVar[str] = "emit-inductor"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = Stage.LOWERED
+    contract: ClassVar[Contract | None] = KERNELS
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

@@ -22,6 +22,7 @@ from ..ir.devices import check_has_values
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import REAL, Contract
 from .registry import register_pass
 
 __all__ = ["FoldBatchNorm", "fold_batch_norms"]
@@ -53,6 +54,7 @@ class FoldBatchNorm:
     name: ClassVar[str] = "fold-batch-norm"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = REAL
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

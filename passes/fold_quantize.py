@@ -15,6 +15,7 @@ from ..ir.specs import CAST_DTYPES
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["FoldQuantize"]
@@ -33,6 +34,7 @@ class FoldQuantize:
     name: ClassVar[str] = "fold-quantize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

@@ -11,6 +11,7 @@ from ..ir.meta import QAT_KEY
 from ..ir.observers import create_fake_quantize
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .insert_observers import insert
 from .registry import register_pass
 
@@ -29,6 +30,7 @@ class InsertFakeQuantizers:
     name: ClassVar[str] = "insert-fake-quantizers"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = Stage.OBSERVED
+    contract: ClassVar[Contract | None] = EXACT
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Insert fake quantizers into ``gm``.

@@ -22,6 +22,7 @@ from ..ir.sharing import SharingGroup, SharingResult, resolve_sharing
 from ..ir.specs import CAST_DTYPES, ConcreteSpec, DerivedQuantizationSpec, EdgeOrNode
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["Create", "InsertObservers", "insert"]
@@ -48,6 +49,7 @@ class InsertObservers:
     name: ClassVar[str] = "insert-observers"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = Stage.OBSERVED
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

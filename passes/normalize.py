@@ -17,6 +17,7 @@ from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from ..ir.train_eval import DROPOUTS
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .functional_form import make_functional
 from .inline_regions import inline_grad_regions
 from .registry import register_pass
@@ -58,6 +59,7 @@ class Normalize:
     name: ClassVar[str] = "normalize"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     keep_gradients: bool = False
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

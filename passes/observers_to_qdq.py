@@ -23,6 +23,7 @@ from ..ir.specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_d
 from ..ir.stages import Stage
 from ..ir.verifiers import is_observer
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 from .unseen_body import leave_float, never_ran
 
@@ -48,6 +49,7 @@ class ObserversToQdq:
     name: ClassVar[str] = "observers-to-qdq"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.OBSERVED})
     ensures: ClassVar[Stage | None] = Stage.QDQ
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

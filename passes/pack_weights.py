@@ -15,6 +15,7 @@ from ..ir.meta import PACK_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["PACK_KEY", "PackWeights"]
@@ -33,6 +34,7 @@ class PackWeights:
     name: ClassVar[str] = "pack-weights"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.LOWERED})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

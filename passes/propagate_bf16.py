@@ -21,6 +21,7 @@ from .base import PassContext
 from .bf16_casts import Casts
 from .bf16_plan import ASSERT_METADATA, Rule, make_plan, written_values
 from .bf16_values import Values
+from .contracts import ROUNDED_TO_BF16, Contract
 from .registry import register_pass
 
 __all__ = ["PropagateBf16"]
@@ -80,6 +81,7 @@ class PropagateBf16:
     name: ClassVar[str] = "propagate-bf16"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT, Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = ROUNDED_TO_BF16
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""

@@ -14,6 +14,7 @@ from ..ir import quantized_decomposed as qd
 from ..ir.attributes import get_attribute
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["PropagateMetadata"]
@@ -34,6 +35,7 @@ class PropagateMetadata:
     name: ClassVar[str] = "propagate-metadata"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

@@ -12,6 +12,7 @@ from ..ir.points import owner_of, tensor_of
 from ..ir.sharing import resolve_sharing
 from ..ir.stages import Stage
 from .base import PassContext
+from .contracts import EXACT, Contract
 from .registry import register_pass
 
 __all__ = ["ResolveSharing"]
@@ -30,6 +31,7 @@ class ResolveSharing:
     name: ClassVar[str] = "resolve-sharing"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

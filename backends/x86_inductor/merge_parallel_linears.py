@@ -20,6 +20,7 @@ from ...ir.meta import ID_KEY, KERNEL_KEY, ORIGIN_KEY, STANDS_FOR_KEY
 from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
+from ...passes.contracts import EXACT, Contract
 from .prepack import QLINEAR_PREPACK
 
 __all__ = ["MergeParallelLinears"]
@@ -79,6 +80,7 @@ class MergeParallelLinears:
     name: ClassVar[str] = "merge-parallel-linears"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.LOWERED})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = EXACT
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Merge in place."""

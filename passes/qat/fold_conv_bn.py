@@ -16,6 +16,7 @@ from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...ir.train_eval import drop_idle, switch_to_evaluation
 from ..base import PassContext
+from ..contracts import REAL, Contract
 from ..registry import register_pass
 
 __all__ = ["FoldConvBnQat"]
@@ -36,6 +37,7 @@ class FoldConvBnQat:
     name: ClassVar[str] = "fold-conv-bn-qat"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.OBSERVED})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = REAL
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""

@@ -20,6 +20,7 @@ from ...ir.schema import argument
 from ...ir.specs import EdgeOrNode
 from ...ir.stages import Stage
 from ..base import PassContext
+from ..contracts import REAL, Contract
 from ..registry import register_pass
 
 __all__ = ["FuseConvBnQat", "explain_fused", "fusable_norm"]
@@ -52,6 +53,7 @@ class FuseConvBnQat:
     name: ClassVar[str] = "fuse-conv-bn-qat"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = REAL
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""

@@ -16,6 +16,7 @@ from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...matchers.operator_pattern import KernelCall, Refusal
 from ..base import PassContext
+from ..contracts import ONE_STEP, Contract
 from ..propagate_metadata import PropagateMetadata
 from ..registry import register_pass
 from .operands import Tail, find_tail, read_operand, tail_at
@@ -46,6 +47,7 @@ class ReferenceRepresentation:
     name: ClassVar[str] = "reference-representation"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
     ensures: ClassVar[Stage | None] = Stage.REFERENCE
+    contract: ClassVar[Contract | None] = ONE_STEP
     bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:

@@ -15,7 +15,7 @@ from lowbit.ir.attributes import find_attribute, get_tensor, set_tensor
 from lowbit.ir.clone import clone_graph_module
 from lowbit.ir.verifiers import is_observer
 from lowbit.passes import FoldConvBnQat, Normalize, PassManager, PropagateBf16
-from lowbit.passes.contracts import CONTRACTS, EXACT
+from lowbit.passes.contracts import EXACT, REAL, ROUNDED_TO_BF16, contract_of
 from lowbit.passes.equivalence import check_contract
 from lowbit.tools.testing import Choices, Program, Step, Subject
 from lowbit.tools.testing.subjects import bring, place_of
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 aten = torch.ops.aten
-BF16 = CONTRACTS["propagate-bf16"]
 UNIT = 2.0**-8  # half the distance of neighbouring bfloat16 numbers from 1 on
 
 # Of this block float32 takes one integer of the folded weight to the other side of half a step.
@@ -37,7 +36,7 @@ def folded(change: Callable[[GraphModule], None]) -> None:
     after = PassManager().run(before, Pipeline((FoldConvBnQat(),)), PassContext())
     after = clone_graph_module(after)
     change(after)
-    check_contract(before, after, TIE.inputs, CONTRACTS["fold-conv-bn-qat"])
+    check_contract(before, after, TIE.inputs, REAL)
 
 
 def nothing(gm: GraphModule) -> None:
@@ -100,13 +99,13 @@ def test_bfloat16_takes_both_roundings_and_not_one_more() -> None:
     # Both are rounded down by nearly as much as can be: the weight, and the product with what is left of it.
     weight, x = 1 + UNIT * (1 - 2**-10), torch.full((1, 1), 1 + UNIT * (1 - 2**-6))
     before, after = in_bfloat16(Product(weight), x)
-    check_contract(before, after, (x,), BF16)
+    check_contract(before, after, (x,), ROUNDED_TO_BF16)
     with pytest.raises(ContractError, match=r"1 roundings to torch\.bfloat16"):
-        check_contract(before, after, (x,), attrs.evolve(BF16, roundings=1))
+        check_contract(before, after, (x,), attrs.evolve(ROUNDED_TO_BF16, roundings=1))
     (node,) = after.graph.find_nodes(op="get_attr")
     set_tensor(after, str(node.target), get_tensor(after, str(node.target)) - 2 * UNIT)
     with pytest.raises(ContractError, match=r"2 roundings to torch\.bfloat16"):
-        check_contract(before, after, (x,), BF16)
+        check_contract(before, after, (x,), ROUNDED_TO_BF16)
 
 
 def test_what_bfloat16_computes_is_seen_to_be_rounded() -> None:
@@ -152,5 +151,13 @@ def test_a_model_that_writes_in_place_is_compared_where_it_changed() -> None:
     before = PassManager().run(before, Pipeline((Normalize(),)))
     after = PassManager().run(before, Pipeline((ScaleFirst(),)))
     with pytest.raises(ContractError, match="%linear is not what %linear was"):
-        check_contract(before, after, (x,), CONTRACTS["fold-batch-norm"])
-    check_contract(before, PassManager().run(before, Pipeline((PropagateBf16(),))), (x,), BF16)
+        check_contract(before, after, (x,), REAL)
+    check_contract(before, PassManager().run(before, Pipeline((PropagateBf16(),))), (x,), ROUNDED_TO_BF16)
+
+
+def test_another_pass_of_the_same_name_has_a_contract_of_its_own() -> None:
+    class MyNormalize(ScaleFirst):
+        name: ClassVar[str] = "normalize"
+
+    assert contract_of(Normalize()) is EXACT
+    assert contract_of(MyNormalize()) is REAL
