@@ -25,7 +25,7 @@ nightly: .venv/.installed ## run the tests with other examples in the property t
 determinism: .venv/.installed ## write graphs, diffs and JSON in 200 processes, and compare the bytes
 	LOWBIT_DETERMINISM_PROCESSES=20 .venv/bin/pytest tests/determinism
 
-# A processor hour for 10,000 graphs a pass; LOWBIT_LAW_EXAMPLES=1000 make laws tries fewer.
+# An hour and a half of processor for 10,000 graphs a pass; LOWBIT_LAW_EXAMPLES=1000 make laws tries fewer.
 laws: .venv/.installed ## check the laws of every pass on as many other graphs as `make nightly` does
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist worksteal tests/tools/testing/test_laws.py
 
