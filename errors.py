@@ -21,6 +21,7 @@ __all__ = [
     "LowbitWarning",
     "MissingDependencyError",
     "NotCalibratedError",
+    "NothingLoweredWarning",
     "NothingQuantizedWarning",
     "NothingRoundedWarning",
     "OptionError",
@@ -156,6 +157,10 @@ class LowbitWarning(UserWarning):
 
 class NothingQuantizedWarning(LowbitWarning):
     """A whole model was prepared and no tensor of it will be quantized."""
+
+
+class NothingLoweredWarning(LowbitWarning):
+    """A model was lowered and none of its operators got a kernel: it computes in float what was rounded."""
 
 
 class NothingRoundedWarning(LowbitWarning):

@@ -21,6 +21,7 @@ from .calibration import calibrate
 from .errors import (
     GraphInputError,
     LowbitWarning,
+    NothingLoweredWarning,
     NothingRoundedWarning,
     RoundedCalibrationWarning,
     StrictModeError,
@@ -300,6 +301,8 @@ def lower_pt2e(
     _log_coverage("lower", lowered, chosen.name)
     if strict:
         _check_all_lowered(context.ledger, chosen)
+    else:
+        _warn_if_none_lowered(context.ledger, chosen)
     if cpp_wrapper:
         lowered.compile(options={"cpp_wrapper": True})
     return lowered
@@ -357,6 +360,20 @@ def _check_all_lowered(ledger: Ledger, backend: Backend) -> None:
             ),
             hint="explain says what to do about each; without strict=True or --strict they stay float",
         )
+
+
+def _warn_if_none_lowered(ledger: Ledger, backend: Backend) -> None:
+    intended = [d for d in ledger.decisions if d.intended]
+    if not intended or any(d.status != "float" for d in intended):
+        return
+    reasons = ", ".join(dict.fromkeys(d.reason for d in intended))
+    warnings.warn(
+        NothingLoweredWarning(
+            f"none of the {len(intended)} operators that read low precision has a kernel of {backend.name} "
+            f"({reasons}): they compute in float what was rounded. explain says what to do about each."
+        ),
+        stacklevel=3,
+    )
 
 
 def _check_exported(model: object) -> None:

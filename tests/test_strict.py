@@ -24,7 +24,12 @@ from lowbit import (
     prepare_qat_pt2e,
 )
 from lowbit.backends import Backend, get_backend
-from lowbit.errors import IneffectiveSettingWarning, NothingQuantizedWarning, StrictModeError
+from lowbit.errors import (
+    IneffectiveSettingWarning,
+    NothingLoweredWarning,
+    NothingQuantizedWarning,
+    StrictModeError,
+)
 from lowbit.matchers.operator_pattern import Refusal
 from torch import nn
 from torch.fx import GraphModule
@@ -117,7 +122,8 @@ def refusing() -> Backend:
 
 def test_an_operator_that_was_to_be_lowered_and_was_not_is_an_error() -> None:
     model = converted(prepare_pt2e(exported(), quantizer()))
-    lower_pt2e(model, refusing())
+    with pytest.warns(NothingLoweredWarning, match=r"none of the 2 operators .*\(no-float16-arithmetic\)"):
+        lower_pt2e(model, refusing())
     with pytest.raises(StrictModeError, match="2 operators read low precision and have no kernel") as caught:
         lower_pt2e(model, refusing(), strict=True)
     first, second = caught.value.where
