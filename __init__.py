@@ -1,5 +1,9 @@
 """lowbit quantizes PyTorch models with compiler passes on FX graphs."""
 
+# This has to be there before torch is imported.
+from .tools import interrupts as _interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+# isort: split
 from . import backends, errors
 from .aot_package import package_pt2e
 from .backends.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config

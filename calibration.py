@@ -130,8 +130,36 @@ def _observe(model: GraphModule, index: int, args: tuple[Any, ...], kwargs: dict
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationDataError(
             f"the model does not run on batch {index}: {type(error).__name__}: {error}",
-            hint="yield what the model was exported with: the same arguments, of shapes and dtypes it allows",
+            hint=_how_to_fit(model, error, args, kwargs),
         ) from error
+
+
+def _how_to_fit(model: GraphModule, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What to do about a batch that the model does not run on: what is usual first."""
+    inputs = {str(node.target): node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
+    given = {**dict(zip(inputs, args, strict=False)), **kwargs}
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        wanted = inputs.get(name)
+        if isinstance(wanted, torch.Tensor) and value.ndim == wanted.ndim - 1:
+            return (
+                f"{name} has {value.ndim} axes and the model takes {wanted.ndim}: if it is one sample, give "
+                f"it an axis of samples, {name}.unsqueeze(0)"
+            )
+    indices = {n: t for n, t in tensors.items() if t.dtype in (torch.int32, torch.int64) and t.numel()}
+    if isinstance(error, IndexError) and indices:
+        have = ", ".join(f"{name} has {t.min().item()} to {t.max().item()}" for name, t in indices.items())
+        rows = {call.args[0].meta["val"].shape[0] for call in _embeddings(model)}
+        takes = f"; embeddings of the model have {', '.join(map(str, sorted(rows)))} rows" if rows else ""
+        return f"look for values that are out of range, token ids say: {have}{takes}"
+    return "yield what the model was exported with: the same arguments, of shapes and dtypes it allows"
+
+
+def _embeddings(model: GraphModule) -> list[Any]:
+    """The look-ups whose table has a known size."""
+    found: Any = model.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default)
+    tables = ((call, call.args[0].meta.get("val")) for call in found)
+    return [call for call, table in tables if isinstance(table, torch.Tensor)]
 
 
 def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:

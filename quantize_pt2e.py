@@ -6,10 +6,8 @@ Names, arguments and defaults are those of PyTorch's PT2 Export quantization tut
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
-from collections.abc import Generator, Sequence
-from typing import Any, Final, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -18,30 +16,26 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
-from .errors import (
-    GraphInputError,
-    LowbitWarning,
-    NothingLoweredWarning,
-    NothingRoundedWarning,
-    RoundedCalibrationWarning,
-    StrictModeError,
-    UnknownNameError,
-    UnsupportedError,
-)
-from .ir.attributes import find_attribute, nested_graph_modules
+from .errors import UnknownNameError, UnsupportedError
 from .ir.clone import own_tensors
-from .ir.coverage import Coverage, coverage_of
 from .ir.devices import check_has_values, check_is_on
-from .ir.ledger import Decision, Ledger
-from .ir.location import locate
 from .ir.meta import BACKEND_KEY, LEDGER_KEY, QAT_KEY
-from .ir.observers import FakeQuantizeBase, ObserverBase
 from .ir.quantizer import Quantizer
-from .ir.schema import argument
-from .ir.verifiers import is_observer
 from .passes import PassContext, PassManager, Pipeline, ReferenceRepresentation
-from .passes.instruments import Instrument, TraceChanges, Verify, VerifyNumeric
-from .passes.registry import unknown_name
+from .passes.instruments import Instrument, TraceChanges, Verify
+from .verb_checks import (
+    Verification,
+    check_all_lowered,
+    check_exported,
+    check_inference,
+    check_quantizer,
+    verification,
+    warn_if_calibration_rounds,
+    warn_if_none_lowered,
+    warn_if_nothing_rounds,
+    warnings_are_errors,
+)
+from .verb_results import coverage, decisions, ledger_of, log_coverage
 
 __all__ = [
     "calibrate",
@@ -52,15 +46,6 @@ __all__ = [
     "prepare_pt2e",
     "prepare_qat_pt2e",
 ]
-
-Verification: TypeAlias = Literal["stages", "numeric"]
-
-_log = logging.getLogger("lowbit")
-
-_TRAINING_ARGUMENTS: Final = {
-    torch.ops.aten.batch_norm.default: "training",
-    torch.ops.aten.dropout.default: "train",
-}
 
 
 def prepare_pt2e(
@@ -102,19 +87,19 @@ def prepare_pt2e(
 
     Warns with RoundedCalibrationWarning when specs ask for fake quantizers, as presets with ``is_qat=True``.
     """
-    _check_exported(model)
-    looking_on = (*instruments, *_verification(verify, example_inputs))
-    _check_quantizer(quantizer)
+    check_exported(model)
+    looking_on = (*instruments, *verification(verify, example_inputs))
+    check_quantizer(quantizer)
     backend = _backend_of(quantizer)
-    _check_inference(model)
+    check_inference(model)
     default = PREPARE if backend is None else backend.prepare
     passes = default if pipeline is None else pipeline
-    with _warnings_are_errors() if strict else contextlib.nullcontext():
+    with warnings_are_errors() if strict else contextlib.nullcontext():
         prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
-        _warn_if_calibration_rounds(prepared)
+        warn_if_calibration_rounds(prepared)
     if backend is not None:
         prepared.meta[BACKEND_KEY] = backend.name
-    _log_coverage("prepare", prepared)
+    log_coverage("prepare", prepared)
     return prepared
 
 
@@ -164,9 +149,9 @@ def prepare_qat_pt2e(
 
     Warns with NothingRoundedWarning when no spec asks for a fake quantizer, as with presets for calibration.
     """
-    _check_exported(model)
-    looking_on = (*instruments, *_verification(verify, example_inputs))
-    _check_quantizer(quantizer)
+    check_exported(model)
+    looking_on = (*instruments, *verification(verify, example_inputs))
+    check_quantizer(quantizer)
     backend = _backend_of(quantizer)
     default = PREPARE_QAT if backend is None else backend.prepare_qat
     passes = default if pipeline is None else pipeline
@@ -176,14 +161,14 @@ def prepare_qat_pt2e(
             f"the backend {backend.name} has no quantization-aware training",
             hint="quantize the trained model: prepare_pt2e, calibrate, convert_pt2e",
         )
-    with _warnings_are_errors() if strict else contextlib.nullcontext():
+    with warnings_are_errors() if strict else contextlib.nullcontext():
         prepared = _run(model, passes, PassContext(quantizer=quantizer), looking_on)
-        _warn_if_nothing_rounds(prepared)
+        warn_if_nothing_rounds(prepared)
     own_tensors(prepared)
     torch.nn.Module.train(prepared, True)
     if backend is not None:
         prepared.meta[BACKEND_KEY] = backend.name
-    _log_coverage("prepare", prepared)
+    log_coverage("prepare", prepared)
     return prepared
 
 
@@ -221,9 +206,9 @@ def convert_pt2e(
         NotCalibratedError: an observer saw no data.
         DeviceError: a tensor is on the meta device.
     """
-    _check_exported(model)
+    check_exported(model)
     check_has_values(model)
-    looking_on = (*instruments, *_verification(verify, example_inputs))
+    looking_on = (*instruments, *verification(verify, example_inputs))
     name = model.meta.get(BACKEND_KEY)
     default = CONVERT if name is None else get_backend(name).convert
     passes = default if pipeline is None else pipeline
@@ -231,11 +216,11 @@ def convert_pt2e(
         passes = passes.without("fold-quantize")
     if use_reference_representation:
         passes = Pipeline((*passes, ReferenceRepresentation()))
-    converted = _run(model, passes, PassContext(ledger=_ledger_of(model)), looking_on)
+    converted = _run(model, passes, PassContext(ledger=ledger_of(model)), looking_on)
     if model.meta.get(QAT_KEY):
         # Training may go on, and writes into what the two would share (biases, running statistics).
         own_tensors(converted)
-    _log_coverage("convert", converted)
+    log_coverage("convert", converted)
     return converted
 
 
@@ -282,9 +267,9 @@ def lower_pt2e(
         UnsupportedError: another program takes converted models of this backend; the hint says which.
         DeviceError: a tensor is on the meta device, or, where weights are packed, not where the kernels run.
     """
-    _check_exported(model)
+    check_exported(model)
     check_has_values(model)
-    looking_on = (*instruments, *_verification(verify, example_inputs))
+    looking_on = (*instruments, *verification(verify, example_inputs))
     chosen = backend if isinstance(backend, Backend) else _named_backend(model, backend)
     passes = chosen.lower if pipeline is None else pipeline
     if passes is None:
@@ -296,143 +281,16 @@ def lower_pt2e(
         passes = passes.without("pack-weights")
     if chosen.device is not None and "pack-weights" in passes.names:
         check_is_on(model, chosen.device, chosen.name)
-    context = PassContext(ledger=_ledger_of(model), patterns=chosen.patterns, backend=chosen.name)
+    context = PassContext(ledger=ledger_of(model), patterns=chosen.patterns, backend=chosen.name)
     lowered = _run(model, passes, context, looking_on)
-    _log_coverage("lower", lowered, chosen.name)
+    log_coverage("lower", lowered, chosen.name)
     if strict:
-        _check_all_lowered(context.ledger, chosen)
+        check_all_lowered(context.ledger, chosen)
     else:
-        _warn_if_none_lowered(context.ledger, chosen)
+        warn_if_none_lowered(context.ledger, chosen)
     if cpp_wrapper:
         lowered.compile(options={"cpp_wrapper": True})
     return lowered
-
-
-def decisions(model: GraphModule) -> tuple[Decision, ...]:
-    """What became of each float operator of a model that came out of a verb, and why.
-
-    Returns:
-        One decision an operator, in the order they were first met; empty for a model no verb has seen.
-    """
-    return _ledger_of(model).decisions
-
-
-def coverage(model: GraphModule) -> Coverage:
-    """How many float operators of a model that came out of a verb are in low precision, and why not the rest.
-
-    ::
-
-        print(coverage(prepared))  # 20 of 23 float operators quantized for x86_inductor; 3 left float: …
-
-    Every verb logs the same line, at the level INFO of ``logging.getLogger("lowbit")``.
-    """
-    return coverage_of(_ledger_of(model), model.meta.get(BACKEND_KEY) or "")
-
-
-def _log_coverage(verb: str, model: GraphModule, backend: str = "") -> None:
-    if _log.isEnabledFor(logging.INFO):
-        _log.info(
-            "%s: %s", verb, coverage_of(_ledger_of(model), backend or model.meta.get(BACKEND_KEY) or "")
-        )
-
-
-@contextlib.contextmanager
-def _warnings_are_errors() -> Generator[None]:
-    """In the block, the warnings of lowbit are raised as StrictModeError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", LowbitWarning)
-        try:
-            yield
-        except LowbitWarning as warning:
-            raise StrictModeError(
-                str(warning), hint="mend it, or go on with a warning: without strict=True or --strict"
-            ) from warning
-
-
-def _check_all_lowered(ledger: Ledger, backend: Backend) -> None:
-    missed = [d for d in ledger.decisions if d.intended and d.status == "float"]
-    if missed:
-        raise StrictModeError(
-            f"{len(missed)} operators read low precision and have no kernel of {backend.name}",
-            where=tuple(
-                "\n".join(filter(None, (f"%{d.node} ({d.target}): {d.reason}", d.detail, d.source)))
-                for d in missed
-            ),
-            hint="explain says what to do about each; without strict=True or --strict they stay float",
-        )
-
-
-def _warn_if_none_lowered(ledger: Ledger, backend: Backend) -> None:
-    intended = [d for d in ledger.decisions if d.intended]
-    if not intended or any(d.status != "float" for d in intended):
-        return
-    reasons = ", ".join(dict.fromkeys(d.reason for d in intended))
-    warnings.warn(
-        NothingLoweredWarning(
-            f"none of the {len(intended)} operators that read low precision has a kernel of {backend.name} "
-            f"({reasons}): they compute in float what was rounded. explain says what to do about each."
-        ),
-        stacklevel=3,
-    )
-
-
-def _check_exported(model: object) -> None:
-    if isinstance(model, GraphModule):
-        for node in model.graph.nodes:
-            module = find_attribute(model, str(node.target)) if node.op == "call_module" else None
-            traced = isinstance(module, torch.nn.Module) and not is_observer(module) and node.users
-            if node.op == "call_method" or traced:
-                raise GraphInputError(
-                    f"the model was traced, not exported: its graph has a {node.op} of {node.target!r}",
-                    where=locate(node),
-                    hint="export it: torch.export.export(model.eval(), example_inputs).module()",
-                )
-        return
-    kind = type(model).__name__
-    if isinstance(model, torch.export.ExportedProgram):
-        raise GraphInputError(
-            "the model is an ExportedProgram, not its module", hint="pass exported_program.module()"
-        )
-    raise GraphInputError(
-        f"the model is a {kind}, not an exported graph module",
-        hint="export it first: torch.export.export(model.eval(), example_inputs).module()",
-    )
-
-
-def _verification(verify: str, example_inputs: Sequence[Any] | None) -> tuple[Instrument, ...]:
-    if verify not in get_args(Verification):
-        raise unknown_name("verification", verify, get_args(Verification))
-    if verify == "stages":
-        return ()
-    if example_inputs is None:
-        raise GraphInputError(
-            "verify='numeric' was asked for without inputs to run the model on",
-            hint="pass the arguments of the model: verify='numeric', example_inputs=(x,)",
-        )
-    return (VerifyNumeric(example_inputs),)
-
-
-def _check_quantizer(quantizer: object) -> None:
-    if not isinstance(quantizer, Quantizer):
-        raise GraphInputError(
-            f"the quantizer is a {type(quantizer).__name__}, not a Quantizer",
-            hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
-        )
-
-
-def _check_inference(model: GraphModule) -> None:
-    """Post-training quantization is of the model as it infers."""
-    graphs = [module.graph for module in (model, *nested_graph_modules(model))]
-    for target, name in _TRAINING_ARGUMENTS.items():
-        for node in (n for graph in graphs for n in graph.find_nodes(op="call_function", target=target)):
-            # BatchNorm without running statistics uses those of the batch in evaluation too.
-            without_statistics = name == "training" and argument(node, "running_mean") is None
-            if argument(node, name) is True and not without_statistics:
-                raise GraphInputError(
-                    f"the model was exported in training mode: {node.target} is called with {name}=True",
-                    where=locate(node),
-                    hint="call model.eval() before torch.export.export",
-                )
 
 
 def _backend_of(quantizer: Quantizer) -> Backend | None:
@@ -448,36 +306,6 @@ def _named_backend(model: GraphModule, name: str | None) -> Backend:
             hint=f"pass backend=…, one of {', '.join(backend_names())}",
         )
     return get_backend(name)
-
-
-def _warn_if_nothing_rounds(prepared: GraphModule) -> None:
-    observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
-    if observers and not any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
-        warnings.warn(
-            NothingRoundedWarning(
-                "none of the quantizer's specs asks for a fake quantizer, so training rounds nothing. Is "
-                "is_qat=True missing from the preset?"
-            ),
-            stacklevel=3,
-        )
-
-
-def _warn_if_calibration_rounds(prepared: GraphModule) -> None:
-    if any(isinstance(module, FakeQuantizeBase) for module in prepared.modules()):
-        warnings.warn(
-            RoundedCalibrationWarning(
-                "the quantizer's specs ask for fake quantizers, which are for training: they observe in "
-                "training mode only, and what they observe was rounded before it. Use prepare_qat_pt2e, or a "
-                "preset without is_qat=True"
-            ),
-            stacklevel=3,
-        )
-
-
-def _ledger_of(model: GraphModule) -> Ledger:
-    ledger: Ledger | None = model.meta.get(LEDGER_KEY)
-    # A copy: the verbs change nothing of the model they are handed.
-    return Ledger() if ledger is None else ledger.copy()
 
 
 def _run(

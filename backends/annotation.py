@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard
 import attrs
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..ir.annotation import QuantizationAnnotation, get_annotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
@@ -127,7 +128,7 @@ def _annotate_compute(state: _Annotator, pattern: OperatorPattern) -> None:
             if state.ledger.reason_of(anchor) in (None, _NO_PATTERN.reason):
                 state.ledger.missed(refusal, anchor, f"as {pattern.name}")
             continue
-        refusal = pattern.match_refusal(match)
+        refusal = pattern.match_refusal(match) or _range_refusal(pattern, match, config)
         if refusal is not None:
             state.ledger.missed(refusal, anchor, f"as {pattern.name}")
             continue
@@ -164,6 +165,23 @@ def _mode_refusal(pattern: OperatorPattern, config: QuantizationConfig) -> str |
     if mode_of(config) in pattern.modes:
         return None
     return mode_code(pattern.modes)
+
+
+def _range_refusal(pattern: OperatorPattern, match: Match, config: QuantizationConfig) -> str | None:
+    """``activation-empty``: a range that is found at run time is one of numbers, and there are none."""
+    if mode_of(config) is not Mode.DYNAMIC:
+        return None
+    activations = [
+        bound
+        for role, bound in zip(pattern.roles, match.placeholder_nodes, strict=True)
+        if role is Role.ACTIVATION and bound is not None
+    ]
+    return "activation-empty" if any(map(_is_empty, activations)) else None
+
+
+def _is_empty(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and any(statically_known_true(size == 0) for size in value.shape)
 
 
 def mode_code(modes: tuple[Mode, ...]) -> str:

@@ -124,6 +124,7 @@ class PatternQuantizer(Quantizer):
         Warns with IneffectiveSettingWarning of settings that decide about nothing that could be quantized.
         """
         selection, graph = self._selection, model.graph
+        selection.begin(self._ledger)
         if not is_body(model):
             selection.check_selectors(model)
         for each in self.by_hand:

@@ -28,7 +28,7 @@ PREPARE_QAT = Pipeline(
         Normalize(keep_gradients=True),
         Annotate(bodies=False),
         FuseConvBnQat(),
-        ResolveSharing(),
+        ResolveSharing(bodies=False),
         InsertFakeQuantizers(),
     )
 )

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from ..errors import IneffectiveSettingWarning, SpecError, UnknownNameError
 from ..ir.attributes import nested_graph_modules
 from ..ir.canonical_operators import ALIASES, canonical_name, written_name
+from ..ir.ledger import Ledger
 from ..ir.location import ModuleCall, module_stack
 from ..ir.schema import OpOverload, operator_name
 from ..ir.specs import QuantizationConfig
@@ -85,7 +86,8 @@ class ConfigSelection:
     _default: QuantizationConfig | None = None
     _selectors: dict[tuple[_Kind, str], _Selector] = attrs.Factory(dict)
     _decided: dict[tuple[_Kind, str], None] = attrs.Factory(dict)
-    """The settings that an operator was given its configuration by, since the last check of all."""
+    """The settings that an operator of the model of the ledger was given its configuration by."""
+    _ledger: Ledger = attrs.field(factory=Ledger, eq=False)
 
     def set_global(self, config: QuantizationConfig | None) -> None:
         """Set what applies where nothing else does."""
@@ -182,6 +184,15 @@ class ConfigSelection:
         applying = [s for s in self._selectors.values() if s.selects(node, stack)]
         return max(applying, key=lambda s: _strength(s, stack), default=None)
 
+    def begin(self, ledger: Ledger) -> None:
+        """Say that operators of the model that ``ledger`` is about, or of a body in it, are asked about next.
+
+        What was decided about another model, which may have failed in between, is forgotten.
+        """
+        if not ledger.is_of_the_model_of(self._ledger):
+            self._decided.clear()
+            self._ledger = ledger
+
     def check_selectors(self, model: GraphModule) -> None:
         """See that every setting selects something of ``model``, or of a body in it.
 
@@ -191,7 +202,6 @@ class ConfigSelection:
         nodes = _with_stacks(model) if self._selectors else []
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
-                self._decided.clear()
                 raise _selects_nothing(selector, nodes)
 
     def warn_of_idle_selectors(self, model: GraphModule) -> None:

@@ -30,7 +30,7 @@ from .schema import (
     signature,
 )
 
-__all__ = ["Aliases", "aliased_inputs", "find_aliases", "is_write", "written_inputs"]
+__all__ = ["Aliases", "aliased_inputs", "find_aliases", "is_write", "written_inputs", "written_values"]
 
 # Composite operators, of those that networks use, that always return new memory.
 # fmt: off
@@ -110,6 +110,18 @@ def written_inputs(node: Node) -> tuple[Node, ...]:
 def is_write(node: Node) -> bool:
     """Whether the call ``node`` writes into memory that exists before it."""
     return bool(written_inputs(node))
+
+
+def written_values(graph: Graph) -> frozenset[Node]:
+    """The values of ``graph`` that calls write into, themselves or through views; linear in the graph."""
+    todo = [value for node in graph.nodes for value in written_inputs(node)]
+    written = set(todo)
+    while todo:
+        for source in aliased_inputs(todo.pop()):
+            if source not in written:
+                written.add(source)
+                todo.append(source)
+    return frozenset(written)
 
 
 def _updates_statistics(node: Node, target: OpOverload) -> bool:

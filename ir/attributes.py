@@ -10,16 +10,17 @@ import itertools
 
 import attrs
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ..errors import GraphInputError, UnknownNameError
-from .aliasing import aliased_inputs, written_inputs
+from .aliasing import aliased_inputs, written_inputs, written_values
 from .location import locate
 
 __all__ = [
     "AttributeFinder",
     "FreeNames",
     "constant_value",
+    "constants",
     "delete_unused",
     "drop_tensor",
     "find_attribute",
@@ -236,6 +237,16 @@ def is_constant(node: Node) -> bool:
                 seen.add(user)
                 todo.append(user)
     return True
+
+
+def constants(graph: Graph) -> frozenset[Node]:
+    """The nodes of ``graph`` of which :func:`is_constant` is true.
+
+    To ask about each by itself costs a way through all that may share its memory: the results of a body of
+    ``cond`` may share that of each of its operands, and the results of those behind it too.
+    """
+    written = written_values(graph)
+    return frozenset(node for node in graph.find_nodes(op="get_attr") if node not in written)
 
 
 def constant_value(gm: torch.nn.Module, node: Node) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from .aliasing import is_write
-from .attributes import find_attribute, is_constant, set_tensor
+from .attributes import constants, find_attribute, set_tensor
 from .graph_module import ExportedGraphModule
 from .points import remap_annotations
 
@@ -63,8 +63,8 @@ def own_tensors(gm: GraphModule) -> None:
 def _copy_written_tensors(gm: GraphModule) -> None:
     if not any(map(is_write, gm.graph.nodes)):
         return
-    written = {node.target for node in gm.graph.find_nodes(op="get_attr") if not is_constant(node)}
-    for target in sorted(written):
+    constant = constants(gm.graph)
+    for target in sorted({str(n.target) for n in gm.graph.find_nodes(op="get_attr") if n not in constant}):
         value = find_attribute(gm, target)
         if isinstance(value, torch.Tensor):
             set_tensor(gm, target, value.detach().clone())

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import attrs
 import torch
 from torch.fx import GraphModule, Node
 
+from ..errors import PassFailedError
 from .attributes import (
     FreeNames,
+    constants,
     drop_tensor,
     find_attribute,
     get_tensor,
-    is_constant,
     nested_graph_modules,
     share_tensor,
 )
 from .bodies import BodyCall, body_calls, count_runs, of_kind, placeholders_of, put_in_place
-from .control_flow import bodies
+from .control_flow import Body, bodies
+from .location import locate
 from .meta import BODY_KEY, ORIGIN_KEY, STAGE_KEY
 from .operators import is_precision_change
 
@@ -31,20 +35,63 @@ def close_bodies(gm: GraphModule) -> None:
 
     Operands of bodies that quantize or observe are detached: in low precision there are no gradients, and to
     find them torch runs a body on tensors without values, which observers cannot look at.
+
+    Raises:
+        PassFailedError: a body is open, and is not called as when it was opened.
     """
-    if any(BODY_KEY in body.module.meta for body in bodies(gm)):
-        _close(gm, count_runs(gm), is_model=True)
+    if _open(gm) is None:
+        return
+    runs = count_runs(gm)
+    _close(gm, runs, is_model=True)
+    left = _open(gm)
+    if left is not None:
+        call = BodyCall.of(left.owner, left.caller, runs)
+        raise PassFailedError(
+            f"a pass changed a call of {left.caller.target} so that its body {left.name} cannot be closed"
+            + (f": {call}" if isinstance(call, str) else ""),
+            where=locate(left.caller),
+            hint="leave the bodies of a call and the number of its operands as they are; the instrument "
+            "DiffToFolder writes down what each pass changed",
+        )
+
+
+def _open(gm: GraphModule) -> Body | None:
+    return next((body for body in bodies(gm) if BODY_KEY in body.module.meta), None)
+
+
+@attrs.define(eq=False)
+class _Caller:
+    """A graph module whose calls are closed.
+
+    Args:
+        gm: the module.
+        readers: by the names of its tensors, the first node that reads each.
+    """
+
+    gm: GraphModule
+    readers: dict[str, Node]
+    names: FreeNames
+
+    @staticmethod
+    def of(gm: GraphModule) -> _Caller:
+        reads = reversed(list(gm.graph.find_nodes(op="get_attr")))
+        return _Caller(gm, {str(node.target): node for node in reads}, FreeNames(gm))
+
+    @functools.cached_property
+    def written(self) -> frozenset[str]:
+        """The names of the tensors that calls write into; open bodies only read theirs."""
+        constant = constants(self.gm.graph)
+        return frozenset(str(n.target) for n in self.gm.graph.find_nodes(op="get_attr") if n not in constant)
 
 
 def _close(gm: GraphModule, runs: Counter[int], *, is_model: bool) -> None:
-    names = FreeNames(gm)
-    readers = {str(node.target): node for node in reversed(list(gm.graph.find_nodes(op="get_attr")))}
+    caller = _Caller.of(gm)
     for call in body_calls(gm, runs):
         if BODY_KEY not in call.all_bodies[0].meta:
             continue
         for module in call.all_bodies:
             _close(module, runs, is_model=False)
-        _hand_in(gm, call, names, readers)
+        _hand_in(caller, call)
         if is_model and any(map(_is_quantized, call.all_bodies)):
             _detach_operands(gm, call)
         for module in call.all_bodies:
@@ -52,13 +99,14 @@ def _close(gm: GraphModule, runs: Counter[int], *, is_model: bool) -> None:
             module.meta.pop(STAGE_KEY)
 
 
-def _hand_in(gm: GraphModule, call: BodyCall, names: FreeNames, readers: dict[str, Node]) -> None:
+def _hand_in(caller: _Caller, call: BodyCall) -> None:
+    gm, readers = caller.gm, caller.readers
     # By the place of a tensor in gm: who reads it, by the number of the body.
     own: dict[str, dict[int, list[Node]]] = {}
     for i, module in enumerate(call.all_bodies):
         for node in module.graph.find_nodes(op="get_attr"):
             if isinstance(find_attribute(module, str(node.target)), torch.Tensor):
-                target = _place(gm, module, str(node.target), names)
+                target = _place(caller, module, str(node.target))
                 own.setdefault(target, {}).setdefault(i, []).append(node)
     some = {target: next(iter(nodes.values()))[0] for target, nodes in own.items()}
     for target, node in some.items():
@@ -92,24 +140,23 @@ def _read_operands(module: GraphModule, operands: Mapping[str, tuple[list[Node],
         drop_tensor(module, target)
 
 
-def _place(gm: GraphModule, module: GraphModule, name: str, names: FreeNames) -> str:
-    """Where ``gm`` has the tensor that ``module`` has at ``name``; if nowhere, it is put there."""
-    tensor, there = get_tensor(module, name), find_attribute(gm, name)
+def _place(caller: _Caller, module: GraphModule, name: str) -> str:
+    """Where the caller has the tensor that ``module`` has at ``name``; if nowhere, it is put there."""
+    tensor, there = get_tensor(module, name), find_attribute(caller.gm, name)
     if there is tensor:
         return name
-    if isinstance(there, torch.Tensor) and _is_equal_constant(gm, name, there, tensor):
+    if isinstance(there, torch.Tensor) and name not in caller.written and _is_equal(there, tensor):
         # A weight in two bodies, say, that was quantized in both.
         return name
-    free = names.fresh(name)
-    share_tensor(module, name, gm, free)
+    free = caller.names.fresh(name)
+    share_tensor(module, name, caller.gm, free)
     return free
 
 
-def _is_equal_constant(gm: GraphModule, name: str, one: torch.Tensor, other: torch.Tensor) -> bool:
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     kinds = [(t.dtype, t.shape, t.device, t.layout) for t in (one, other)]
-    if kinds[0] != kinds[1] or one.is_meta or one.layout is not torch.strided or not torch.equal(one, other):
-        return False
-    return all(map(is_constant, gm.graph.find_nodes(op="get_attr", target=name)))
+    has_values = one.layout is torch.strided and not one.is_meta
+    return kinds[0] == kinds[1] and has_values and torch.equal(one, other)
 
 
 def _reader(gm: GraphModule, caller: Node, target: str, known: Node | None, inside: Node) -> Node:

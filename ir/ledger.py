@@ -6,7 +6,7 @@ Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -34,6 +34,8 @@ class Decision:
         intended: whether it reads a tensor in low precision, or did once it was annotated.
         kernel: what it runs on in low precision, once it is lowered.
         runs_at: name of the node that calls the kernel.
+        note: a reason code of what more could have been done where it runs in low precision, and was not, as
+            of a kernel that was not merged with others; mostly empty. The detail says it in words.
     """
 
     node: str
@@ -46,6 +48,7 @@ class Decision:
     intended: bool = False
     kernel: str = ""
     runs_at: str = ""
+    note: str = ""
 
 
 @attrs.frozen
@@ -61,6 +64,7 @@ class _Entry:
     intended: bool
     kernel: str
     runs_at: str = ""
+    note: str = ""
 
     def decision(self) -> Decision:
         return Decision(
@@ -74,6 +78,7 @@ class _Entry:
             intended=self.intended,
             kernel=self.kernel,
             runs_at=self.runs_at,
+            note=self.note,
         )
 
 
@@ -96,9 +101,19 @@ class Ledger:
     That of a model has those of its bodies too, under the names of the bodies. See :meth:`inside`.
     """
 
-    _entries: dict[str, _Entry] = attrs.Factory(dict)
+    _parts: dict[str, dict[str, _Entry]] = attrs.Factory(dict)
+    """By what the names of the nodes of a graph begin with: the entries about them, by their names."""
     _prefix: str = ""
     _origin: dict[str, Any] = attrs.Factory(dict)
+
+    @staticmethod
+    def of(entries: Iterable[_Entry]) -> Ledger:
+        """A ledger with :attr:`entries` of another."""
+        ledger = Ledger()
+        for entry in entries:
+            body, dot, _ = entry.node.rpartition(".")
+            ledger._parts.setdefault(body + dot, {})[entry.node] = entry
+        return ledger
 
     def inside(self, body: str, callers: Iterable[Node]) -> Ledger:
         """The part of this ledger about the nodes of a body of ``cond`` and the like.
@@ -114,7 +129,7 @@ class Ledger:
         origin = dict(self._origin)
         for caller in callers:
             origin |= _origin_of(caller)
-        return Ledger(self._entries, f"{self._prefix}{body}.", origin)
+        return Ledger(self._parts, f"{self._prefix}{body}.", origin)
 
     def quantized(
         self,
@@ -150,9 +165,10 @@ class Ledger:
     def _write(self, node: Node, said: _Said) -> None:
         name = self.name_of(node)
         origin = self._origin | _origin_of(node)
-        before = self._entries.get(name)
+        own = self._own
+        before = own.get(name)
         intended = said.intended or (before is not None and before.intended)
-        self._entries[name] = _Entry(
+        own[name] = _Entry(
             name,
             str(node.target),
             said.status,
@@ -164,33 +180,46 @@ class Ledger:
             said.runs_at and self._prefix + said.runs_at,
         )
 
-    def _own(self) -> list[str]:
-        """The names of the entries about nodes of the graph that this ledger is of; of no body in it."""
-        start = len(self._prefix)
-        return [n for n in self._entries if n.startswith(self._prefix) and "." not in n[start:]]
+    @property
+    def _own(self) -> dict[str, _Entry]:
+        """The entries about nodes of the graph that this ledger is of; of no body in it."""
+        return self._parts.setdefault(self._prefix, {})
 
     def retire(self, names: Container[str]) -> None:
         """Say of what was to be quantized, and is not among the operators ``names``, that it is gone.
 
         Only what is there for training is: a BatchNorm that nobody reads keeps its convolution alive then.
         """
-        for name in self._own():
-            entry = self._entries[name]
+        own = self._own
+        for name, entry in own.items():
             is_meant = entry.status == "quantized" and entry.reason != "batch-norm" and not entry.kernel
             if is_meant and name.removeprefix(self._prefix) not in names:
                 detail = "nothing reads its result in inference"
-                self._entries[name] = attrs.evolve(
-                    entry, status="float", reason="training-only", detail=detail
-                )
+                own[name] = attrs.evolve(entry, status="float", reason="training-only", detail=detail)
 
     def moved(self, kernels: Mapping[str, str]) -> None:
         """What ran at the nodes ``kernels`` runs at those that they are given, as part of larger calls."""
-        for name, entry in self._entries.items():
-            if entry.runs_at in kernels:
-                self._entries[name] = attrs.evolve(entry, runs_at=kernels[entry.runs_at])
+        for entry, node in self._running_at(kernels):
+            self._own[entry.node] = attrs.evolve(entry, runs_at=self._prefix + kernels[node])
+
+    def noted(self, notes: Mapping[str, tuple[str, str]]) -> None:
+        """Of what runs at the nodes ``notes``, what more could have been done: a code, and in words."""
+        for entry, node in self._running_at(notes):
+            code, words = notes[node]
+            self._own[entry.node] = attrs.evolve(entry, note=code, detail=f"{entry.detail}; {words}")
+
+    def _running_at(self, nodes: Container[str]) -> Iterator[tuple[_Entry, str]]:
+        for entry in list(self._own.values()):
+            node = entry.runs_at.removeprefix(self._prefix)
+            if entry.runs_at and node in nodes:
+                yield entry, node
+
+    def is_of_the_model_of(self, other: Ledger) -> bool:
+        """Whether both are about one model, bodies in it included."""
+        return self._parts is other._parts
 
     def __contains__(self, node: Node) -> bool:
-        return self.name_of(node) in self._entries
+        return self.name_of(node) in self._own
 
     def name_of(self, node: Node) -> str:
         """What ``node`` goes by in the decisions: in a body its name is behind that of the body."""
@@ -198,39 +227,40 @@ class Ledger:
 
     def says_quantized(self, node: Node) -> bool:
         """Whether the latest entry about ``node`` is that it runs in low precision."""
-        entry = self._entries.get(self.name_of(node))
+        entry = self._own.get(self.name_of(node))
         return entry is not None and entry.status == "quantized"
 
     def reason_of(self, node: Node) -> str | None:
         """The reason of the latest entry about ``node``, or None."""
-        entry = self._entries.get(self.name_of(node))
+        entry = self._own.get(self.name_of(node))
         return None if entry is None else entry.reason
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget all decisions but those about the nodes ``names``, and put these in their order.
 
-        Those about other graphs stay; those about a model come before those about its bodies.
+        Those about other graphs stay.
         """
-        own = {name: self._entries.pop(name) for name in self._own()}
-        kept = {name: own[name] for name in (self._prefix + name for name in names)}
-        others = dict(self._entries)
-        self._entries.clear()
-        for part in (others, kept) if self._prefix else (kept, others):
-            self._entries.update(part)
+        own = self._parts.pop(self._prefix, {})
+        self._parts[self._prefix] = {name: own[name] for name in (self._prefix + name for name in names)}
 
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""
-        return Ledger(dict(self._entries), self._prefix, self._origin)
+        return Ledger({k: dict(part) for k, part in self._parts.items()}, self._prefix, self._origin)
 
     @property
     def entries(self) -> tuple[_Entry, ...]:
         """What :attr:`decisions` is made of; source lines, which take a while, are not looked up."""
-        return tuple(self._entries.values())
+        # Those about a model come before those about its bodies.
+        parts = (self._parts.get("", {}), *(part for prefix, part in self._parts.items() if prefix))
+        return tuple(entry for part in parts for entry in part.values())
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """All decisions, in graph order once ``annotate`` is through, before that as nodes are first met."""
-        return tuple(entry.decision() for entry in self._entries.values())
+        """All decisions, in graph order once ``annotate`` is through, before that as nodes are first met.
+
+        Those about bodies come behind those about the model.
+        """
+        return tuple(entry.decision() for entry in self.entries)
 
 
 def _origin_of(node: Node) -> dict[str, Any]:

@@ -10,16 +10,16 @@ from typing import Any, Final, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from .attributes import FreeNames, drop_tensor, find_attribute, get_tensor, is_constant, share_tensor
+from .attributes import FreeNames, constants, drop_tensor, find_attribute, get_tensor, share_tensor
 from .bodies import BodyCall, body_calls, count_runs, of_kind, placeholders_of, put_in_place
-from .meta import BODY_KEY
+from .meta import BODY_KEY, QAT_KEY
 from .schema import HigherOrderOperator
 from .stages import Stage, get_stage, set_stage
 
 __all__ = ["open_bodies"]
 
 _INFERENCE: Final = (Stage.OBSERVED, Stage.QDQ, Stage.REFERENCE, Stage.LOWERED)
-"""Where a detached operand was detached by :mod:`.close_bodies`. In a float model it may be the user's."""
+"""Where a detached operand was detached by :mod:`.close_bodies`. In what trains it is the user's."""
 
 
 def open_bodies(gm: GraphModule) -> bool:
@@ -29,12 +29,17 @@ def open_bodies(gm: GraphModule) -> bool:
     """
     if not any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
         return False
-    return _open(gm, count_runs(gm), get_stage(gm), enters=True)
+    is_detached = get_stage(gm) in _INFERENCE and not gm.meta.get(QAT_KEY)
+    return _open(
+        gm, count_runs(gm), get_stage(gm), _without_detach if is_detached else _as_it_is, enters=True
+    )
 
 
-def _open(gm: GraphModule, runs: Counter[int], stage: Stage, *, enters: bool) -> bool:
+def _open(
+    gm: GraphModule, runs: Counter[int], stage: Stage, seen: Callable[[Any], Any], *, enters: bool
+) -> bool:
     moved = False
-    opening = _Opening(gm, _without_detach if stage in _INFERENCE else _as_it_is)
+    opening = _Opening(gm, seen)
     for call in body_calls(gm, runs):
         for module in call.all_bodies:
             module.meta[BODY_KEY] = enters and any(module is entered for entered in call.entered)
@@ -42,7 +47,7 @@ def _open(gm: GraphModule, runs: Counter[int], stage: Stage, *, enters: bool) ->
         moved |= opening.take_in(call)
         for module in call.all_bodies:
             _say_where_it_is(module, call.node)
-            moved |= _open(module, runs, stage, enters=module.meta[BODY_KEY])
+            moved |= _open(module, runs, stage, seen, enters=module.meta[BODY_KEY])
     return moved
 
 
@@ -70,7 +75,6 @@ class _Opening:
     def __init__(self, gm: GraphModule, seen: Callable[[Any], Any]) -> None:
         self.gm = gm
         self.seen = seen
-        self.constant = functools.cache(is_constant)
         self.reads = Counter(str(node.target) for node in gm.graph.find_nodes(op="get_attr"))
 
     def take_in(self, call: BodyCall) -> bool:
@@ -97,11 +101,16 @@ class _Opening:
             self._drop_unread(source)
         return bool(taken or detached)
 
+    @functools.cached_property
+    def _constants(self) -> frozenset[Node]:
+        """Those before anything is moved: a call that takes fewer operands shares no more memory."""
+        return constants(self.gm.graph)
+
     def _is_constant_tensor(self, operand: Any) -> bool:
         if not (isinstance(operand, Node) and operand.op == "get_attr"):
             return False
         value = find_attribute(self.gm, str(operand.target))
-        return isinstance(value, torch.Tensor) and self.constant(operand)
+        return isinstance(value, torch.Tensor) and operand in self._constants
 
     def _give(self, module: GraphModule, sources: Mapping[Node, Node]) -> None:
         """Let ``module`` read tensors of its own, those that ``sources`` read, in place of placeholders."""

@@ -1,7 +1,8 @@
 """The reason codes of the ledger: what each means, and what to do about it.
 
-A code says why an operator stays float. Codes of all backends are here; a backend registers those of its own,
-also one of another package. Nothing but what people read depends on the table.
+A code says why an operator stays float, or as a note what more could have been done where it does not. Codes
+of all backends are here; a backend registers those of its own, also one of another package. Nothing but what
+people read depends on the table.
 """
 
 from __future__ import annotations
@@ -23,18 +24,23 @@ class Reason:
 
     Args:
         meaning: one sentence.
-        advice: what to do about it, one sentence. It is read behind Python and behind the command ``lowbit``,
-            so what is done in one way only has the other beside it.
+        advice: what to do about it, one sentence, in the words of Python.
+        in_command: the same in the words of the command ``lowbit``, "" where they are no others.
     """
 
     meaning: str
     advice: str
+    in_command: str = ""
 
 
 _NOTHING: Final = "nothing: there is no faster way to run it"
-_CONFIGURE: Final = "let a configuration select it (set_global, or without --left-float), or leave it float"
+_CONFIGURE: Final = (
+    "let a configuration select it (set_global, set_module_name), or leave it float",
+    "leave --left-float out for its module, or leave it float",
+)
 _OTHER_MODE: Final = (
-    "use a preset of that mode (--preset; for a part of the model set_module_type), or leave it float"
+    "use a preset of that mode (set_global; for a part of the model set_module_type), or leave it float",
+    "use a preset of that mode (--preset), or leave it float",
 )
 _CONSTANT: Final = "let the forward read a parameter or buffer directly, and write to none of them"
 _OWN_PRESET: Final = "quantize with a preset of the backend that the model is lowered for"
@@ -46,17 +52,17 @@ _SPLIT: Final = "export what is in the region by itself, without the region arou
 
 _SELECTION: Final = {
     "not-configured": Reason(
-        "no configuration applies to the operator, or it was set to stay float", _CONFIGURE
+        "no configuration applies to the operator, or it was set to stay float", *_CONFIGURE
     ),
     "not-annotated": Reason(
         "the quantizer neither annotated the operator nor said why",
         "let annotate() of the quantizer annotate it",
     ),
-    "static-only": Reason("what the backend has for it is for static quantization alone", _OTHER_MODE),
-    "static-or-dynamic-only": Reason("what the backend has for it quantizes activations too", _OTHER_MODE),
-    "dynamic-only": Reason("what the backend has for it is for dynamic quantization alone", _OTHER_MODE),
-    "weight-only": Reason("what the backend has for it quantizes the weight alone", _OTHER_MODE),
-    "half-weight-only": Reason("what the backend has for it takes float16 weights alone", _OTHER_MODE),
+    "static-only": Reason("what the backend has for it is for static quantization alone", *_OTHER_MODE),
+    "static-or-dynamic-only": Reason("what the backend has for it quantizes activations too", *_OTHER_MODE),
+    "dynamic-only": Reason("what the backend has for it is for dynamic quantization alone", *_OTHER_MODE),
+    "weight-only": Reason("what the backend has for it quantizes the weight alone", *_OTHER_MODE),
+    "half-weight-only": Reason("what the backend has for it takes float16 weights alone", *_OTHER_MODE),
     "no-pattern": Reason(
         "the backend has no operator pattern for it", "leave it float, or declare an operator pattern for it"
     ),
@@ -93,6 +99,10 @@ _TENSORS: Final = {
     "activation-not-float32": Reason(
         "it reads another floating-point dtype than float32", "export the model in float32: model.float()"
     ),
+    "activation-empty": Reason(
+        "it reads a tensor without elements, which have no range to be found at run time",
+        "nothing: there is nothing to compute",
+    ),
     "activation-not-uint8": Reason(
         "its kernel reads uint8, and the activation is another dtype", _OWN_PRESET
     ),
@@ -118,11 +128,11 @@ _TENSORS: Final = {
     ),
     "float-input": Reason(
         "it follows its inputs, and not all of them are in low precision",
-        "quantize what makes the others; explain says why they stay float",
+        "quantize what makes the others, as far as their own reasons let you",
     ),
     "no-low-precision-reader": Reason(
         "nothing reads its result in low precision, so running it there would gain nothing",
-        "quantize what reads it; explain says why that stays float",
+        "quantize what reads it, as far as the reason of that lets you",
     ),
     "several-results": Reason("its results are handed on together, not one by one", _NOTHING),
     **{
@@ -144,7 +154,7 @@ _KERNELS: Final = {
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
     "sum-read-in-float": Reason(
         "the kernel adds and quantizes, and the sum is read in float",
-        "quantize what reads it; explain says why that stays float",
+        "quantize what reads it, as far as the reason of that lets you",
     ),
     "accumulator-is-input": Reason("what the kernel would add into is what it reads too", _NOTHING),
     "accumulator-dtype-differs": Reason(

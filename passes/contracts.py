@@ -27,12 +27,20 @@ class Contract:
         roundings: float values: so many roundings to ``dtype``, each by half the relative distance of its
             neighbouring numbers, of the size of what is summed.
         dtype: what is rounded to. If it is narrower than float32, what the graph says is of that dtype is
-            rounded to it as it is computed: it is stored so.
+            rounded to it as it is computed: it is stored so, and roundings are of the size of the value.
+        stored: float values that the graph before says are stored in a dtype narrower than ``dtype``: so many
+            roundings to that one as well.
     """
 
     steps: int = 0
     roundings: int = 0
     dtype: torch.dtype = torch.float32
+    stored: int = 0
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a pass with this contract brings a dtype in that is narrower than float32."""
+        return torch.finfo(self.dtype).eps > torch.finfo(torch.float32).eps
 
     @property
     def tolerance(self) -> float:
@@ -43,29 +51,30 @@ class Contract:
         if not self.steps and not self.roundings:
             return "equal values"
         floats = f"{self.roundings} roundings to {self.dtype}" if self.roundings else "equal floats"
-        return f"{self.steps} steps of integers, {floats}"
+        stored = f", {self.stored} to what is stored narrower" if self.stored else ""
+        return f"{self.steps} steps of integers, {floats}{stored}"
 
 
 EXACT: Final = Contract()
 """The same values."""
 ONE_STEP: Final = Contract(steps=1)
 """Integers one step apart at most, the same floats."""
-REAL: Final = Contract(roundings=4)
+REAL: Final = Contract(roundings=4, stored=4)
 """The same function of real numbers, some constants of it computed anew: a product of two rounded factors and
-a rounded sum make four roundings."""
+a rounded sum make four roundings, to float32 or to what the model has its constants in."""
 
-KERNELS: Final = Contract(steps=1, roundings=64)
-"""Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most."""
+KERNELS: Final = Contract(steps=1, roundings=64, stored=2)
+"""Kernels compute in float32 what stands behind their accumulator, a polynomial of some ten terms at most.
+Where the graph has bfloat16, they round what they read of it, and what they give, once each."""
 
-ROUNDED_TO_BF16: Final = Contract(roundings=2, dtype=torch.bfloat16)
-"""Each operator rounds twice at most: with ``u`` half the distance of neighbouring numbers, and what is read
-as it was before the pass (casts and dequantize operators are compared by themselves),
+ROUNDED_TO_BF16: Final = Contract(roundings=1, dtype=torch.bfloat16)
+"""Each value is rounded once at most, as it is stored: ``|y' - y| <= u |y|``, with ``u`` half the distance of
+neighbouring numbers.
 
-- a cast or a dequantize operator rounds what it gives: ``|y' - y| <= u |y|``;
-- so does any operator whose result is of the dtype, and rounded it is as it is stored, not before: torch
-  accumulates products in float32, which the oracle computes exactly;
-- a product of a weight that is stored rounded, ``w' = w (1 + d)`` with ``|d| <= u``, and a bias likewise, is
-  off by ``u`` of ``sum |x| |w| + |b|`` before it is rounded, and so by ``2 u`` of it (and ``u^2``) behind.
+- So is what casts and dequantize operators give, and each constant.
+- So is what any operator gives whose result is of the dtype: what it reads is compared by itself and then as
+  it was before the pass, and torch accumulates products in float32, which the oracle computes exactly. In a
+  graph that writes in place that may have been rounded: by ``u`` of ``sum |x| |w| + |b|``.
 
 What is quantized reads what it read, so integers are equal."""
 

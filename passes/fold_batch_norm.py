@@ -19,6 +19,8 @@ from torch.fx import GraphModule, Node
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.batch_norm import BATCH_NORMS, Norm, NotFoldable, producer_layout, read_norm
 from ..ir.devices import check_has_values
+from ..ir.location import module_path
+from ..ir.meta import FOLDED_KEY
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
@@ -63,8 +65,16 @@ class FoldBatchNorm:
         return bool(norms) and bool(fold_batch_norms(gm, sorted(norms), context))
 
 
-def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], context: PassContext) -> frozenset[Node]:
+def fold_batch_norms(
+    gm: GraphModule, norms: Sequence[Node], context: PassContext, *, by: str = FoldBatchNorm.name
+) -> frozenset[Node]:
     """Fold the BatchNorm calls ``norms`` of ``gm``, given in graph order, as the pass does.
+
+    Args:
+        gm: a float graph.
+        norms: nodes of it.
+        context: asked before each, and told why not.
+        by: name of the pass that does it.
 
     Returns:
         Those that were folded, and are no longer in the graph.
@@ -72,6 +82,8 @@ def fold_batch_norms(gm: GraphModule, norms: Sequence[Node], context: PassContex
     folder = _Folder(gm, context)
     folded = frozenset([norm for norm in norms if folder.fold(norm)])
     if folded:
+        gone = {name: (*where, by) for name, where in folder.folded.items()}
+        gm.meta[FOLDED_KEY] = {**gm.meta.get(FOLDED_KEY, {}), **gone}
         for node in gm.graph.find_nodes(op="get_attr"):
             if not node.users:
                 gm.graph.erase_node(node)
@@ -87,6 +99,8 @@ class _Folder:
         self.context = context
         self.names = FreeNames(gm)
         self.constants: dict[Node, bool] = {}
+        # The operator that each BatchNorm was folded into, and the module of the BatchNorm.
+        self.folded: dict[str, tuple[str, str]] = {}
         # How often each attribute is read, over all nodes that read it.
         self.reads: Counter[str] = Counter()
         for node in gm.graph.find_nodes(op="get_attr"):
@@ -173,6 +187,7 @@ class _Folder:
         producer.update_arg(index["weight"], new_weight)
         producer.update_arg(index["bias"], new_bias)
 
+        self.folded[norm.call.name] = (producer.name, module_path(norm.call.meta))
         norm.output.replace_all_uses_with(producer)
         if norm.output is not norm.call:
             self.gm.graph.erase_node(norm.output)

@@ -63,7 +63,9 @@ def pass_class(name: str) -> type[Pass]:
 
 def unknown_name(kind: str, name: str, known: tuple[str, ...]) -> UnknownNameError:
     """The error for a name that is not among ``known``."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    # A part of a name is near it, however short: x86 of x86_inductor.
+    begun = [each for each in known if len(name) > 1 and each.startswith(name)]
+    near = list(dict.fromkeys([*begun, *difflib.get_close_matches(name, known, n=3, cutoff=0.5)]))[:3]
     if near:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
     else:

@@ -26,13 +26,16 @@ class ResolveSharing:
     Each annotated node gets ``meta["lowbit.groups"]``, the groups of its points as text: the diff of this
     pass is the sharing. The groups themselves are not kept: ``insert-observers`` resolves once more, so that
     passes in between may annotate, and nothing on the module refers to nodes, which would not survive a copy.
+
+    Args:
+        bodies: whether that is done in bodies of ``cond`` and the like too. Training stays out of them.
     """
 
     name: ClassVar[str] = "resolve-sharing"
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.ANNOTATED})
     ensures: ClassVar[Stage | None] = None
     contract: ClassVar[Contract | None] = EXACT
-    bodies: ClassVar[bool] = True
+    bodies: bool = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Resolve, and label the nodes."""

@@ -25,6 +25,8 @@ FLOORS = {
     "lowbit.export_utils": 5,
     "lowbit.quantize_fx": 5,
     "lowbit.quantize_pt2e": 5,
+    "lowbit.verb_checks": 5,
+    "lowbit.verb_results": 5,
     "lowbit.tools": 6,
     "lowbit": 7,
 }
@@ -59,8 +61,8 @@ PRIVATE_TORCH = {
         "lowbit.matchers.inductor",
         "torch._inductor.pattern_matcher",
     ): "the matcher that lowering is written in",
-    ("lowbit.backends.x86_inductor.unfrozen_linear", "torch._inductor"): (
-        "adds a lowering of qlinear to Inductor's table, which has one for frozen weights only"
+    ("lowbit.backends.x86_inductor.inductor_lowerings", "torch._inductor"): (
+        "changes lowerings in Inductor's table, which has some for frozen weights only, and for no bodies"
     ),
 }
 
@@ -83,7 +85,14 @@ BACKEND_NAMES = re.compile(
     re.IGNORECASE,
 )
 # What speaks of backends to people, and so may name one in an example; it may depend on none.
-VERBS = ("lowbit.aot_package", "lowbit.calibration", "lowbit.export_utils", "lowbit.quantize_pt2e")
+VERBS = (
+    "lowbit.aot_package",
+    "lowbit.calibration",
+    "lowbit.export_utils",
+    "lowbit.quantize_pt2e",
+    "lowbit.verb_checks",
+    "lowbit.verb_results",
+)
 
 
 def package_files() -> list[Path]:

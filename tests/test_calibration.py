@@ -268,6 +268,22 @@ def test_batches_that_do_not_fit(pair: GraphModule, batch: Any, words: str) -> N
     assert words.replace("batch 0", "batch 1") in error.found
 
 
+def test_one_sample_in_place_of_a_batch(pair: GraphModule) -> None:
+    error = refused(pair, [(X[0], Y)])
+    assert error.hint == (
+        "x has 1 axes and the model takes 2: if it is one sample, give it an axis of samples, x.unsqueeze(0)"
+    )
+
+
+def test_values_that_are_out_of_range() -> None:
+    tokens = torch.tensor([[0, 3]])
+    model = prepare(torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 4)), (tokens,))
+    error = refused(model, [(tokens,), (tokens + 7,)])
+    assert "does not run on batch 1: IndexError" in error.found
+    assert error.hint.startswith("look for values that are out of range, token ids say: ")
+    assert error.hint.endswith(" has 7 to 10; embeddings of the model have 10 rows")
+
+
 @pytest.mark.parametrize("data", [[], iter(()), (), DataLoader(TensorDataset(X[:0]), batch_size=2)])
 def test_no_data(pair: GraphModule, data: Any) -> None:
     assert "no batch" in refused(pair, data).found

@@ -177,7 +177,7 @@ def test_every_verb_logs_the_line(caplog: pytest.LogCaptureFixture) -> None:
 def test_nothing_is_counted_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("lowbit").setLevel(logging.WARNING)
     try:
-        monkeypatch.setattr("lowbit.quantize_pt2e.coverage_of", None)
+        monkeypatch.setattr("lowbit.verb_results.coverage_of", None)
         prepare_pt2e(exported(), quantizer())
     finally:
         logging.getLogger("lowbit").setLevel(logging.NOTSET)

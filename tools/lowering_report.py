@@ -19,7 +19,8 @@ class LoweringReport:
 
     Args:
         lowered: operators that run in low precision, each with its ``kernel``: that of the backend, or
-            ``"the compiler"``, which makes a loop from integers to integers.
+            ``"the compiler"``, which makes a loop from integers to integers. Those with a ``note`` say what
+            more a kernel could have done.
         missed: operators that were annotated to and do not, each with its ``reason``.
     """
 
@@ -35,7 +36,8 @@ class LoweringReport:
     def __str__(self) -> str:
         rows = [("operator", "in module", "runs as", "pattern, or why not")]
         for made in (*self.lowered, *self.missed):
-            why = f"{made.reason}: {made.detail}" if made in self.missed else made.reason
+            says_more = made in self.missed or made.note
+            why = f"{made.reason}: {made.detail}" if says_more else made.reason
             rows.append((made.node, made.module, made.kernel or "float", why))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ("  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows)

@@ -210,7 +210,7 @@ class _Plan:
         norms = {
             node: place for place, _ in self.places for unit in place.units[1:] for node in _batch_norms(unit)
         }
-        folded = fold_batch_norms(model, sorted(norms), PassContext(ledger=ledger))
+        folded = fold_batch_norms(model, sorted(norms), PassContext(ledger=ledger), by="annotate")
         failed = {norms[norm]: None for norm in norms if norm not in folded}
         for place in failed:
             refused = Refused("batch-norm-not-folded", f"as part of {place.rule.name}")

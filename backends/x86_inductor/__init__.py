@@ -7,6 +7,7 @@ from ..pipelines import CONVERT, PREPARE, PREPARE_QAT
 from ..registry import register_backend
 from .checks import look_at_cpu
 from .cpu import has_vnni, is_x86
+from .keep_faster_float import KeepFasterFloat
 from .merge_parallel_linears import MergeParallelLinears
 from .patterns import PATTERNS
 from .presets import PRESETS
@@ -16,10 +17,11 @@ from .quantizer import (
     get_x86_inductor_linear_dynamic_fp16_config,
     get_x86_inductor_linear_weight_only_config,
 )
-from .reasons import ONEDNN_REASONS
+from .reasons import MERGE_REASONS, ONEDNN_REASONS
 
 __all__ = [
     "X86_INDUCTOR",
+    "KeepFasterFloat",
     "MergeParallelLinears",
     "X86InductorQuantizer",
     "get_default_x86_inductor_quantization_config",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 register_reasons(ONEDNN_REASONS)
+register_reasons(MERGE_REASONS)
 X86_INDUCTOR = register_backend(
     Backend(
         name="x86_inductor",

@@ -17,9 +17,7 @@ _TWO_ACTIVATIONS: Final = Refusal(
     "two-activations",
     "the int8 products of oneDNN that torch has take a packed constant as one factor, and no batches",
 )
-_POINTWISE: Final = Refusal(
-    "pointwise", "it has no int8 kernel; the compiler fuses it with what is around it, in float"
-)
+_POINTWISE: Final = Refusal("pointwise", "it has no int8 kernel of its own")
 _TRANSPOSED: Final = Refusal("no-int8-kernel", "torch has no transposed int8 convolution of oneDNN")
 _RECURRENT: Final = Refusal("recurrent", "it is one operator of many steps, and has no int8 kernel")
 

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ...matchers.operator_pattern import KernelCall
 from ...passes.pack_weights import PACK_KEY
-from .unfrozen_linear import register_lowerings
+from .inductor_lowerings import register_lowerings
 
 __all__ = [
     "LINEAR_PREPACK_FP16",

@@ -76,7 +76,7 @@ class _Builder:
             self._graph(graph)
         set_stage(top, self.text.stage)
         if self.text.decisions:
-            top.meta[LEDGER_KEY] = Ledger({e.node: e for e in map(self._decision, self.text.decisions)})
+            top.meta[LEDGER_KEY] = Ledger.of(map(self._decision, self.text.decisions))
         for path in reversed(self.text.graphs):
             module = self.value.modules[path]
             assert isinstance(module, GraphModule)

@@ -320,8 +320,10 @@ class _Writer:
         ledger = self.gm.meta.get(LEDGER_KEY)
         if not isinstance(ledger, Ledger):
             return
-        for entry in ledger._entries.values():
+        for entry in ledger.entries:
             fields = attrs.asdict(entry, recurse=False)
+            if not entry.note:
+                del fields["note"]
             origin = self.places.write(fields.pop("origin"))
             with _Inside("the ledger"):
                 yield f"{self.value.call('decision', **fields)}{' ' + origin if origin else ''}"

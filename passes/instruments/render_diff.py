@@ -12,7 +12,14 @@ from rich.text import Text
 from ...ir.graph_diff import GraphDiff, NodeChange
 from ...ir.location import module_path
 
-__all__ = ["render_diff", "render_stat"]
+__all__ = ["STAT_LEGEND", "render_diff", "render_stat"]
+
+STAT_LEGEND: Final = (
+    "+ added   - removed   ~ changed, in one respect or several: retargeted (calls another operator), "
+    "rewired (reads other nodes), edited (other numbers among its arguments), annotated (another annotation, "
+    "sharing group or kernel), renamed, moved"
+)
+"""What the signs and words of :func:`render_stat` mean."""
 
 _STYLES: Final = {"+": "green", "-": "red", ">": "cyan", "@": "yellow"}
 # As many signs as fit beside the names; with more changes a sign stands for several of them.
@@ -30,7 +37,7 @@ def render_diff(diff: GraphDiff) -> Group:
 
 
 def render_stat(diff: GraphDiff) -> Group:
-    """The number of changed nodes by the module that made them, with a bar, and one line of counts."""
+    """How many nodes changed, by the module that made them, with a bar; in what respect; and in all."""
     table = Table.grid(padding=(0, 1))
     modules = dict(_by_module(diff))
     most = max((len(signs) for signs in modules.values()), default=0)
@@ -44,7 +51,15 @@ def render_stat(diff: GraphDiff) -> Group:
     counts = ", ".join(f"{count} {aspect}" for aspect, count in diff.counts.items())
     attributes = f"{len(diff.attributes)} attributes" if diff.attributes else ""
     summary = Text(f" {', '.join(part for part in (counts, attributes) if part) or 'nothing changed'}")
-    return Group(table, summary) if modules else Group(summary)
+    if not modules:
+        return Group(summary)
+    return Group(
+        table, summary, Text(f" {_counted(len(diff.nodes), 'node')} in {_counted(len(modules), 'module')}")
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _by_module(diff: GraphDiff) -> Iterator[tuple[str, str]]:

@@ -58,7 +58,8 @@ class VerifyNumeric:
         trace, self._trace = self._trace, None
         assert trace is not None
         if contract is not None:
-            self._trace = check_trace(trace, gm, self.inputs, contract)
+            trace = check_trace(trace, gm, self.inputs, contract)
+            self._trace = None if trace.is_rounded else trace
 
 
 def _computes_the_same(before: Snapshot, after: Snapshot) -> bool:

@@ -15,12 +15,15 @@ from lowbit import (
     QuantizationSpec,
     SharedQuantizationSpec,
     X86InductorQuantizer,
+    convert_pt2e,
     decisions,
     get_default_x86_inductor_quantization_config,
+    lower_pt2e,
     prepare_pt2e,
 )
 from lowbit.backends.annotation import annotate_patterns
 from lowbit.backends.x86_inductor.patterns import PATTERNS
+from lowbit.errors import NothingQuantizedWarning
 from lowbit.ir.annotation import ANNOTATION_KEY, get_annotation, set_annotation
 from lowbit.ir.ledger import Ledger
 from lowbit.passes import Normalize, PassManager
@@ -415,6 +418,19 @@ def test_every_float_operator_has_its_reason() -> None:
         "getitem": "(float-input)",
         "conv2d_1": "conv2d",
     }
+
+
+def test_of_no_elements_no_range_is_found_at_run_time() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    nothing = torch.zeros(0, 8)
+    exported = torch.export.export(model, (nothing,)).module()
+    config = get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=True)
+    with pytest.warns(NothingQuantizedWarning):
+        prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(config))
+    reasons = {entry.node: entry.reason for entry in decisions(prepared)}
+    assert {reasons[name] for name in ("linear", "relu", "linear_1")} == {"activation-empty"}
+    lowered = lower_pt2e(convert_pt2e(prepared), backend="x86_inductor")
+    assert lowered(nothing).shape == (0, 3)
 
 
 def test_branches_of_control_flow_are_not_silently_float() -> None:

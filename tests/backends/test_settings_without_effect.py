@@ -14,7 +14,13 @@ from lowbit import QConfigMapping, prepare_fx
 from lowbit.backends import get_backend
 from lowbit.backends.backend_config import QConfig, get_default_qconfig, get_native_backend_config
 from lowbit.backends.backend_config.quantizer import BackendConfigQuantizer
-from lowbit.errors import IneffectiveSettingWarning, NothingQuantizedWarning, UnknownNameError
+from lowbit.backends.x86_inductor import X86InductorQuantizer
+from lowbit.errors import (
+    IneffectiveSettingWarning,
+    NothingQuantizedWarning,
+    PassFailedError,
+    UnknownNameError,
+)
 from lowbit.passes import Annotate, Normalize, PassContext, PassManager, Pipeline
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -141,6 +147,41 @@ def test_a_module_name_that_longer_ones_outweigh_is_a_warning() -> None:
         IneffectiveSettingWarning, match="'blocks' changes nothing: .*'blocks.0', .*'blocks.1'"
     ):
         annotate(quantizer)
+
+
+@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingQuantizedWarning")
+def test_what_was_decided_about_a_model_that_failed_does_not_count() -> None:
+    class Part(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(self.part, nn.Linear):
+                return torch.cond(x.sum() > 0, self.part, torch.sin, (x,))
+            return self.part(x)
+
+    class FailsOnce(X86InductorQuantizer):
+        validated = 0
+
+        def validate(self, model: GraphModule) -> None:
+            self.validated += 1
+            if self.validated == 1:
+                raise RuntimeError("once")
+
+    quantizer = FailsOnce().set_module_name("part", get_backend("x86_inductor").presets[0].config())
+    good, idle = (
+        torch.export.export(Part(part).eval(), (torch.ones(2, 8),)).module()
+        for part in (nn.Linear(8, 8), nn.Softmax(-1))
+    )
+    assert isinstance(good, GraphModule)
+    assert isinstance(idle, GraphModule)
+    passes = Pipeline((Normalize(), Annotate()))
+    with pytest.raises(PassFailedError, match="once"):
+        PassManager().run(good, passes, PassContext(quantizer=quantizer))
+    with pytest.warns(IneffectiveSettingWarning, match="'part' changes nothing"):
+        PassManager().run(idle, passes, PassContext(quantizer=quantizer))
+    PassManager().run(good, passes, PassContext(quantizer=quantizer))
 
 
 # QConfigMapping: names must be in the model, and every setting must be about something.

@@ -6,6 +6,7 @@ from lowbit.errors import GraphInputError, UnknownNameError
 from lowbit.ir.attributes import (
     FreeNames,
     constant_value,
+    constants,
     delete_unused,
     get_tensor,
     is_constant,
@@ -103,11 +104,11 @@ def test_free_names_avoid_what_is_there_and_what_was_given(gm):
 
 
 def test_constants_are_what_nothing_writes(gm):
-    constants = {n.target for n in gm.graph.nodes if is_constant(n)}
-    assert constants == {
+    assert {n.target for n in constants(gm.graph)} == {
         *("conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"),
         *("bn.num_batches_tracked", "scale", "constant"),
     }
+    assert constants(gm.graph) == set(filter(is_constant, gm.graph.nodes))
     assert torch.equal(constant_value(gm, node_of(gm, "constant")), torch.full((4, 1, 1), 2.0))
     with pytest.raises(GraphInputError, match="not constant"):
         constant_value(gm, node_of(gm, "count"))
@@ -125,6 +126,7 @@ def test_a_write_through_views_is_a_write():
 
     gm = torch.export.export(Model(), (torch.ones(4),)).module()
     assert not is_constant(node_of(gm, "cache"))
+    assert not constants(gm.graph)
 
 
 def test_statistics_of_a_training_batch_norm_are_not_constant():

@@ -75,6 +75,45 @@ def test_keeping_decisions_forgets_the_others_and_settles_the_order(nodes) -> No
     assert (ledger.reason_of(nodes["tanh"]), ledger.reason_of(nodes["linear"])) == ("no-pattern", None)
 
 
+def test_each_body_has_a_part_of_its_own(nodes) -> None:
+    ledger = Ledger()
+    inside, deeper = (ledger.inside(name, ()) for name in ("true_graph_0", "true_graph_0.body_graph_0"))
+    for each in (deeper, inside):
+        each.missed("no-pattern", nodes["tanh"])
+        each.quantized(nodes["linear"], "linear")
+    ledger.quantized(nodes["linear"], "linear", kernel="onednn", runs_at="call")
+    inside.retire({"tanh"})
+    inside.keep(["linear"])
+    assert [(d.node, d.reason) for d in ledger.decisions] == [
+        ("linear", "linear"),
+        ("true_graph_0.body_graph_0.tanh", "no-pattern"),
+        ("true_graph_0.body_graph_0.linear", "linear"),
+        ("true_graph_0.linear", "training-only"),
+    ]
+    assert nodes["tanh"] not in inside
+    assert nodes["tanh"] in deeper
+    assert deeper.is_of_the_model_of(ledger)
+    assert not ledger.copy().is_of_the_model_of(ledger)
+    assert Ledger.of(ledger.entries) == ledger
+
+
+def test_what_more_a_kernel_could_do_is_noted_where_it_runs(nodes) -> None:
+    ledger = Ledger()
+    inside = ledger.inside("body", ())
+    for each in (ledger, inside):
+        each.quantized(nodes["linear"], "linear", "runs as k", kernel="k", runs_at="call")
+        each.missed("no-pattern", nodes["tanh"])
+    inside.moved({"call": "larger"})
+    ledger.noted({"call": ("not-merged", "it is by itself")})
+    told = {d.node: (d.runs_at, d.note, d.detail) for d in ledger.decisions}
+    assert told == {
+        "linear": ("call", "not-merged", "runs as k; it is by itself"),
+        "tanh": ("", "", ""),
+        "body.linear": ("body.larger", "", "runs as k"),
+        "body.tanh": ("", "", ""),
+    }
+
+
 def test_a_copy_is_independent(nodes) -> None:
     ledger = Ledger()
     ledger.quantized(nodes["linear"], "linear")

@@ -110,6 +110,10 @@ def test_a_code_says_what_it_means_and_what_to_do() -> None:
         for sentence in (reason.meaning, reason.advice):
             assert sentence, code
             assert not sentence.endswith("."), code
+        assert "--" not in reason.advice, f"{code}: options are for those who use the command"
+        assert not re.search(r"set_\w+|reduce_range", reason.in_command or ""), code
+        if re.search(r"set_\w+|reduce_range", reason.advice):
+            assert "--" in reason.in_command, f"{code}: the command has no such functions"
 
 
 def test_a_code_means_one_thing() -> None:

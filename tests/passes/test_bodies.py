@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from lowbit import (
@@ -22,9 +23,11 @@ from lowbit.backends.x86_inductor import (
     get_x86_inductor_linear_dynamic_fp16_config,
     get_x86_inductor_linear_weight_only_config,
 )
-from lowbit.errors import NotCalibratedError, UncalibratedBodyWarning, UnknownNameError
+from lowbit.errors import NotCalibratedError, PassFailedError, UncalibratedBodyWarning, UnknownNameError
+from lowbit.ir import aliasing
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.attributes import get_tensor, nested_graph_modules
+from lowbit.ir.bodies import is_body
 from lowbit.ir.clone import clone_graph_module
 from lowbit.ir.close_bodies import close_bodies
 from lowbit.ir.control_flow import bodies
@@ -33,11 +36,13 @@ from lowbit.ir.open_bodies import open_bodies
 from lowbit.ir.snapshot import take_snapshot
 from lowbit.ir.stages import Stage, get_stage
 from lowbit.ir.text import parse, to_tensors, to_text
+from lowbit.passes import PassContext, PassManager, Pipeline
+from lowbit.passes.contracts import Contract
 from torch import Tensor, nn
 from torch._higher_order_ops.map import map as map_over
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -299,14 +304,56 @@ def test_a_body_that_two_calls_run_stays_float() -> None:
     assert "several places" in made["linear"].detail
 
 
-def test_training_stays_out_of_bodies() -> None:
+def trained_beside_bodies(instruments: Any = ()) -> GraphModule:
     def forward(m: Any, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, m.a, m.b, (m.c(x).detach(),))
 
     model = Layers(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4))
     qat = get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=True)
-    trained = prepare_qat_pt2e(exported(model.train(), X), X86InductorQuantizer().set_global(qat))
+    quantizer = X86InductorQuantizer().set_global(qat)
+    trained = prepare_qat_pt2e(exported(model.train(), X), quantizer, instruments=instruments)
     trained(X).sum().backward()
+    return trained
+
+
+def test_training_opens_no_body() -> None:
+    class Open:
+        seen: ClassVar[list[str]] = []
+
+        def before(self, pass_: Any, graph: GraphModule) -> None: ...
+
+        def after(self, pass_: Any, graph: GraphModule, change: Any) -> None:
+            self.seen += [pass_.name for module in nested_graph_modules(graph) if is_body(module)]
+
+    trained_beside_bodies([Open()])
+    assert Open.seen == []
+
+
+def test_what_the_user_detached_in_training_stays_detached() -> None:
+    """Also where a pass goes into the bodies of what was prepared already."""
+    trained = PassManager().run(trained_beside_bodies(), Pipeline((LookIntoBodies(),)))
+    trained.zero_grad()
+    trained(X).sum().backward()
+    assert trained.get_parameter("b.weight").grad is not None
+    assert trained.get_parameter("c.weight").grad is None
+
+
+@attrs.frozen
+class LookIntoBodies:
+    """A pass that goes into bodies, and does nothing there."""
+
+    name: ClassVar[str] = "look-into-bodies"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.OBSERVED})
+    ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract | None] = None
+    bodies: ClassVar[bool] = True
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        return False
+
+
+def test_training_stays_out_of_bodies() -> None:
+    trained = trained_beside_bodies()
     assert trained.get_parameter("b.weight").grad is not None
     assert trained.get_parameter("c.weight").grad is None
     gm = convert_pt2e(trained)
@@ -346,6 +393,7 @@ OTHER_MODES = {
 
 
 @pytest.mark.parametrize("mode", OTHER_MODES)
+@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingLoweredWarning")  # not on every CPU
 def test_modes_without_calibration(mode: str) -> None:
     model = cond()
     gm = convert_pt2e(prepared(model, X, config=OTHER_MODES[mode]))
@@ -384,6 +432,64 @@ def test_opening_and_closing_changes_nothing() -> None:
     assert all(get_tensor(copy, name) is get_tensor(gm, name) for name in copy.state_dict())
     for x in (X.abs(), -X.abs()):
         assert torch.equal(copy(x), gm(x))
+
+
+def call_in_another_way(call: Node) -> None:
+    call.update_arg(3, (*call.args[3], call.args[3][0]))
+
+
+def call_twice(call: Node) -> None:
+    with call.graph.inserting_after(call):
+        call.graph.call_function(call.target, call.args)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(call_in_another_way, "not called the way torch.export does"), (call_twice, "from several places")],
+)
+def test_a_body_that_a_pass_left_open_for_good_is_an_error(change: Callable[[Node], None], why: str) -> None:
+    @attrs.frozen
+    class Careless:
+        name: ClassVar[str] = "careless"
+        requires: ClassVar[frozenset[Stage]] = frozenset(Stage)
+        ensures: ClassVar[Stage | None] = None
+        contract: ClassVar[Contract | None] = None
+        bodies: ClassVar[bool] = True
+
+        def run(self, gm: GraphModule, context: PassContext) -> bool:
+            calls = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+            for call in calls:
+                change(call)
+            return bool(calls)
+
+    with pytest.raises(PassFailedError, match=rf"body true_graph_0 cannot be closed: .*{why}"):
+        PassManager(()).run(exported(cond(), X), Pipeline((Careless(),)))
+
+
+def test_a_weight_of_both_branches_that_is_quantized_in_both_is_stored_once() -> None:
+    def both(m: Any, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: m.a(x).relu(), m.a, (x,))
+
+    model = converted(Layers(both, a=nn.Linear(4, 4)).eval(), (X,), (-X,))
+    assert sum(t.dtype is torch.int8 for t in model.state_dict().values()) == 1
+
+
+def test_opening_looks_into_each_body_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each result may share memory with the weights before it, so that to ask of each weight is quadratic."""
+    looked_into: list[Any] = []
+    find_aliases = aliasing.find_aliases
+    monkeypatch.setattr(
+        aliasing, "find_aliases", lambda graph: (looked_into.append(graph), find_aliases(graph))[1]
+    )
+
+    def chain(m: Any, x: Tensor) -> Tensor:
+        for layer in m.children():
+            x = torch.cond(x.sum() > 0, layer, torch.sin, (x,))
+        return x
+
+    gm = exported(Layers(chain, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)), X)
+    assert open_bodies(gm)
+    assert len(looked_into) == len(set(looked_into)) == len(list(bodies(gm))) == 6
 
 
 @EXPORTS
@@ -462,6 +568,7 @@ class Gate(nn.Module):
     ],
     ids=["conv1d", "conv3d", "sum"],
 )
+@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingLoweredWarning")  # not on every CPU
 def test_what_is_lowered_in_a_branch_compiles(
     layers: tuple[nn.Module, ...], shape: tuple[int, ...], count: int
 ) -> None:

@@ -190,8 +190,8 @@ def test_malformed_text_is_refused(text: str, said: str) -> None:
         ("test-tune{computed=1}", "named 'computed'", "known: level, label, ratio, sizes, private"),
         ("test-tune{_private=True}", "named '_private'", "did you mean 'private'"),
         (
-            "resolve-sharing{level=1}",
-            "no option of pass 'resolve-sharing' named 'level'",
+            "duplicate-dequantize{level=1}",
+            "no option of pass 'duplicate-dequantize' named 'level'",
             "there is none at all",
         ),
     ],

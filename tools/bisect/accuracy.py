@@ -76,7 +76,8 @@ class CostlyOperators:
             f"{len(self.operators)} of {self.quantized} operators left float {self.recovered_metric:.6g} "
             f"({self.trials} {'model' if self.trials == 1 else 'models'} measured)"
         ]
-        for operator in self.operators:
+        # Those that cost most first.
+        for operator in sorted(self.operators, key=lambda each: -each.alone):
             place = f", module {operator.module}" if operator.module else ""
             what = f"%{operator.nodes[0]} = {operator.target}{place}"
             lines.append(f"  {what}: {operator.alone:.6g} when it alone is float")

@@ -69,7 +69,7 @@ class Bisection:
                 "confirmed: good before, bad after" if self.confirmed else "NOT confirmed when tried again"
             )
         if self.error is not None:
-            lines.append(f"raised: {self.error}")
+            lines.append("raised: " + self.error.replace("\n", "\n    "))
         return "\n  ".join(lines)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import traceback
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import attrs
@@ -13,6 +10,7 @@ import click
 
 from ...errors import LowbitError, OptionError, PassFailedError, PipelineError, UnknownNameError
 from ...passes.instruments.reproduce import AGAIN
+from .tracebacks import without_ours
 
 __all__ = ["EXIT_CODES", "FOUND", "NOT_READ", "USAGE", "Failure", "describe", "in_code_of_yours"]
 
@@ -34,10 +32,7 @@ EXIT_CODES: Final = {
 }
 """What each exit code means."""
 
-_OURS: Final = tuple(
-    f"{folder}{os.sep}" for folder in (Path(__file__).parents[2], Path(click.__file__).parent)
-)
-_NOTE: Final = "lowbit was calling "
+_NOTE: Final = "it comes from "
 
 
 @attrs.frozen
@@ -85,7 +80,8 @@ class Failure:
 def describe(error: BaseException, *, with_traceback: bool) -> Failure:
     """``error`` as a failure.
 
-    lowbit's own errors have a traceback only if it is asked for; those of other code always have.
+    lowbit's own errors have a traceback only if it is asked for. Those of the user's code always have: of
+    that code alone, unless all of it is asked for.
     """
     kind = type(error).__name__
     text = "".join(traceback.format_exception(error)) if with_traceback else ""
@@ -103,11 +99,11 @@ def describe(error: BaseException, *, with_traceback: bool) -> Failure:
     if isinstance(error, LowbitError):
         code = USAGE if isinstance(error, (OptionError, PipelineError, UnknownNameError)) else _REFUSED
         return _of_lowbit(error, code, text)
-    return _raised_by_others(error)
+    return _raised_by_others(error, in_full=with_traceback)
 
 
 def in_code_of_yours(error: BaseException, who: str) -> None:
-    """Note on ``error`` that it comes from ``who``, which the user named; its traceback starts there."""
+    """Note on ``error`` that it comes from ``who``, which the user named: their frames are what is shown."""
     error.add_note(_NOTE + who)
 
 
@@ -117,24 +113,13 @@ def _of_lowbit(error: LowbitError, code: int, text: str) -> Failure:
     return Failure(code, type(error).__name__, error.found, error.where, hint, error.pass_name, text)
 
 
-def _raised_by_others(error: BaseException) -> Failure:
+def _raised_by_others(error: BaseException, *, in_full: bool) -> Failure:
     kind = type(error).__name__
     callers = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
-    start = _first_frame_of_others(error.__traceback__) if callers else error.__traceback__
-    text = "".join(traceback.format_exception(type(error), error, start))
+    is_all = in_full or not callers
+    text = "".join(traceback.format_exception(error)) if is_all else without_ours(error, callers.__contains__)
     if callers:
         who = callers[0].removeprefix(_NOTE)
         return Failure(_RAISED, kind, f"{who} raised {kind}: {error}", traceback=text)
     hint = "if this is not from code of yours, it is a defect of lowbit: please report it"
     return Failure(_RAISED, kind, f"{kind}: {error}", hint=hint, traceback=text)
-
-
-def _first_frame_of_others(start: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of the command line that led to the user's code."""
-    frame = start
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if not file.startswith((*_OURS, "<frozen")):
-            return frame
-        frame = frame.tb_next
-    return start

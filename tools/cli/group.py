@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..interrupts import imports_are_done
 from .failures import EXIT_CODES, NOT_READ, describe
 
 __all__ = ["CommandGroup"]
@@ -31,6 +32,7 @@ class CommandGroup(click.Group):
         """Run a command, and end the process with one of ``EXIT_CODES``."""
         words = list(sys.argv[1:] if args is None else args)
         try:
+            imports_are_done()
             with _current_folder_importable():
                 result = super().main(
                     words,

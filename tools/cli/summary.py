@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import torch
 from rich.console import Console
 
 from ...ir.coverage import Coverage
 from ...ir.ledger import Decision
-from ...ir.reasons import REASONS
+from ..explain import OperatorExplanation, explain
+from ..explain.explanation import by_advice
 from .quantizing import QuantizeResult
+from .wording import in_command
 
 __all__ = ["coverage_as_data", "decisions_as_data", "show_coverage", "show_summary", "summary_as_data"]
 
@@ -75,7 +78,7 @@ def show_summary(console: Console, model: str, result: QuantizeResult) -> None:
     """Coverage, what was left float and why, sizes, files."""
     console.print(f"{model}, for {result.backend} with preset {result.preset}", soft_wrap=True)
     show_coverage(console, result.coverage)
-    _show_left_float(console, result.decisions)
+    _show_left_float(console, explain(result.final).operators if result.decisions else ())
     before, after = result.weight_bytes
     ratio = f", {before / after:.2f} times smaller" if 0 < after < before else ""
     console.print(f"weights: {_size(before)} → {_size(after)}{ratio}", soft_wrap=True)
@@ -96,34 +99,46 @@ def _how_to_use(option: str, result: QuantizeResult) -> str:
     return _HOW_TO_USE[option] + f' and lower_pt2e(…, "{result.backend}")' * is_lowered_here
 
 
-def _show_left_float(console: Console, decisions: Iterable[Decision]) -> None:
+def _show_left_float(console: Console, operators: Iterable[OperatorExplanation]) -> None:
     """Operators that stay float, by reason: how many, a few of them, and what to do."""
-    by_reason: dict[str, list[Decision]] = {}
-    for decision in decisions:
-        if decision.status != "quantized":
-            by_reason.setdefault(decision.reason, []).append(decision)
+    by_reason: dict[str, list[OperatorExplanation]] = {}
+    for each in operators:
+        if each.status != "quantized":
+            by_reason.setdefault(each.reason, []).append(each)
     if by_reason:
         console.print("left float:")
     for code, left in sorted(by_reason.items(), key=lambda each: (-len(each[1]), each[0])):
-        reason = REASONS.get(code)
-        console.print(f"  {len(left)} {code}{f': {reason.meaning}' if reason else ''}", soft_wrap=True)
-        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-        console.print(f"    {', '.join(map(_place, left[:_NAMED]))}{more}", soft_wrap=True)
-        details = {each.detail: None for each in left}
-        detail = next(iter(details))
-        if len(details) == 1 and detail and (reason is None or detail != reason.meaning):
-            console.print(f"    found: {detail}", soft_wrap=True)
-        if reason is not None:
-            console.print(f"    do: {reason.advice}", soft_wrap=True)
+        meaning = left[0].meaning
+        console.print(f"  {len(left)} {code}{f': {meaning}' if meaning else ''}", soft_wrap=True)
+        for advice, about in by_advice(left).items():
+            console.print(f"    {_some([_place(each) for each in about], ', ')}", soft_wrap=True)
+            for label, said in (
+                ("because", list(dict.fromkeys(_cause(each) for each in about if each.because))),
+                ("found", list(dict.fromkeys(each.more for each in about if each.more))),
+            ):
+                if said and (label == "because" or len(said) == 1):
+                    console.print(f"    {label}: {_some(said, '; ')}", soft_wrap=True)
+            if advice:
+                console.print(f"    do: {in_command(advice)}", soft_wrap=True)
 
 
-def _place(decision: Decision) -> str:
+def _some(texts: list[str], between: str) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return f"{between.join(texts[:_NAMED])}{more}"
+
+
+def _cause(each: OperatorExplanation) -> str:
+    """Who decides, without the way there, which is another for each operator."""
+    return str(attrs.evolve(each.because[0], through=()))
+
+
+def _place(each: OperatorExplanation) -> str:
     """``linear_3 in head (file.py:12)``."""
-    module = f" in {decision.module}" if decision.module else ""
+    module = f" in {each.module}" if each.module else ""
     # Of a source line its place, without the code behind it and the folders before it.
-    place = Path(decision.source.split(": ", 1)[0])
-    is_the_users = decision.source and not place.is_relative_to(_TORCH)
-    return f"{decision.node}{module}{f' ({place.name})' if is_the_users else ''}"
+    place = Path(each.source.split(": ", 1)[0])
+    is_the_users = each.source and not place.is_relative_to(_TORCH)
+    return f"{each.node}{module}{f' ({place.name})' if is_the_users else ''}"
 
 
 def _size(count: int) -> str:

@@ -211,8 +211,9 @@ class _Teller(logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_told(tell: Callable[[str], None]) -> Generator[None]:
-    """Tell lowbit's warnings without the place in lowbit that raised them; others as ever."""
+    """Tell lowbit's warnings, all of them, without the place in lowbit that raised them; others as ever."""
     with warnings.catch_warnings():
+        warnings.simplefilter("always", LowbitWarning)
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:

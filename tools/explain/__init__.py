@@ -2,6 +2,7 @@
 
 from .because import Because
 from .explanation import Explanation, OperatorExplanation
+from .folded import FoldedExplanation
 from .operators import explain
 from .sharing import SharingExplanation, why_shared
 from .tensors import TensorExplanation
@@ -9,6 +10,7 @@ from .tensors import TensorExplanation
 __all__ = [
     "Because",
     "Explanation",
+    "FoldedExplanation",
     "OperatorExplanation",
     "SharingExplanation",
     "TensorExplanation",

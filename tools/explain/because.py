@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -14,10 +14,18 @@ from ...ir import quantized_decomposed as qd
 from ...ir.attributes import AttributeFinder
 from ...ir.ledger import Decision
 from ...ir.operators import is_float_operator
+from ...ir.reasons import REASONS
 from ...ir.schema import OpOverload
 from ...ir.verifiers import is_observer
 
-__all__ = ["Because", "find_causes", "low_precision_tensors"]
+__all__ = [
+    "Because",
+    "advice_of",
+    "find_causes",
+    "find_nearest_causes",
+    "low_precision_tensors",
+    "points_to_a_neighbour",
+]
 
 _READERS: Final = "readers"
 _INPUTS: Final = "inputs"
@@ -27,6 +35,13 @@ _POINTS_TO: Final = {
     "float-input": _INPUTS,
 }
 """The codes that say no more than that a neighbour is float, and on which side of the operator it is."""
+
+_ENDS: Final = {
+    "output": "nothing: the model returns a float tensor",
+    "input": "nothing: the input of the model is a float tensor",
+    "constant": "nothing: no kernel reads the constant",
+}
+"""What to do about the ends of the model."""
 
 _MOST = 3
 """So many causes are looked for: the nearest."""
@@ -55,10 +70,21 @@ class Because:
     source: str = ""
     through: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def advice(self) -> str:
+        """What to do about it, "" where its code is of no table."""
+        known = REASONS.get(self.reason)
+        return _ENDS.get(self.role, "" if known is None else known.advice)
+
+    @property
+    def place(self) -> str:
+        """Its name, with its module and the place of its source line."""
         place, _, _ = self.source.partition(": ")
         where = ", ".join(filter(None, (self.module, place.rpartition("/")[2])))
-        who = f"%{self.node} ({where})" if where else f"%{self.node}"
+        return f"%{self.node} ({where})" if where else f"%{self.node}"
+
+    def __str__(self) -> str:
+        who = self.place
         what = {
             "reads": f"{who} reads it in float",
             "makes": f"{who} hands it a float tensor",
@@ -77,6 +103,19 @@ class _Visit:
     node: Node
     side: str
     before: _Visit | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.node.name, self.side
+
+
+def advice_of(causes: Iterable[Because]) -> str:
+    """What to do about an operator that stays float for ``causes``: each advice once, "" without any."""
+    by_advice: dict[str, str] = {}
+    for cause in causes:
+        if cause.advice:
+            by_advice.setdefault(cause.advice, cause.node)
+    return "; ".join(f"as for %{node}: {advice}" for advice, node in by_advice.items())
 
 
 def low_precision_tensors(model: GraphModule) -> frozenset[str]:
@@ -105,21 +144,70 @@ def find_causes(start: Node, decisions: Mapping[str, Decision], low: Collection[
         return ()
     found: dict[str, Because] = {}
     queue = deque([_Visit(start, side)])
-    seen = {(start.name, side)}
+    seen = {queue[0].key}
     while queue and len(found) < _MOST:
         visit = queue.popleft()
-        for node in _neighbours(visit, low):
-            decision = decisions.get(node.name)
-            if decision is not None and decision.status != "float":
-                continue
-            said = _POINTS_TO.get(decision.reason) if decision is not None else visit.side
-            is_end = node.op != "call_function"
-            if is_end or (decision is not None and said is None):
-                found.setdefault(node.name, _cause(node, visit, decision, decisions))
-            elif said is not None and (node.name, said) not in seen and (decision or _is_passing(node)):
+        for node, said in _steps(visit, decisions, low):
+            if said is None:
+                found.setdefault(node.name, _cause(node, visit, decisions))
+            elif (node.name, said) not in seen:
                 seen.add((node.name, said))
                 queue.append(_Visit(node, said, visit))
     return tuple(found.values())[:_MOST]
+
+
+def points_to_a_neighbour(reason: str) -> bool:
+    """Whether a code says no more than that a neighbour is float."""
+    return reason in _POINTS_TO
+
+
+def find_nearest_causes(
+    starts: Iterable[Node], decisions: Mapping[str, Decision], low: Collection[str]
+) -> dict[str, Because]:
+    """The nearest of what :func:`find_causes` finds of each of many operators, without the way there.
+
+    Together they take a visit to each operator, for each side of it.
+    """
+    sides = [(node, _POINTS_TO.get(decisions[node.name].reason)) for node in starts]
+    firsts = [_Visit(node, side) for node, side in sides if side is not None]
+    # Forwards, to see who asks whom; then backwards from those that know.
+    asked_by: dict[tuple[str, str], list[_Visit]] = {visit.key: [] for visit in firsts}
+    known: dict[tuple[str, str], Because] = {}
+    queue, told = deque(firsts), deque[_Visit]()
+    while queue:
+        visit = queue.popleft()
+        for node, said in _steps(visit, decisions, low):
+            if said is not None:
+                near = _Visit(node, said)
+                if near.key not in asked_by:
+                    asked_by[near.key] = []
+                    queue.append(near)
+                asked_by[near.key].append(visit)
+            elif visit.key not in known:
+                known[visit.key] = _cause(node, visit, decisions)
+                told.append(visit)
+    while told:
+        visit = told.popleft()
+        for asking in asked_by[visit.key]:
+            if asking.key not in known:
+                known[asking.key] = known[visit.key]
+                told.append(asking)
+    return {visit.node.name: known[visit.key] for visit in firsts if visit.key in known}
+
+
+def _steps(
+    visit: _Visit, decisions: Mapping[str, Decision], low: Collection[str]
+) -> Iterator[tuple[Node, str | None]]:
+    """The float neighbours on a side, each with the side that its own reason points to; None at a cause."""
+    for node in _neighbours(visit, low):
+        decision = decisions.get(node.name)
+        if decision is not None and decision.status != "float":
+            continue
+        said = _POINTS_TO.get(decision.reason) if decision is not None else visit.side
+        if node.op != "call_function":
+            yield node, None
+        elif decision is not None or _is_passing(node):
+            yield node, said
 
 
 def _neighbours(visit: _Visit, low: Collection[str]) -> list[Node]:
@@ -141,9 +229,8 @@ def _is_passing(node: Node) -> bool:
     return is_float_operator(node) and isinstance(node.target, OpOverload) and node.target.namespace == "aten"
 
 
-def _cause(
-    node: Node, visit: _Visit, decision: Decision | None, decisions: Mapping[str, Decision]
-) -> Because:
+def _cause(node: Node, visit: _Visit, decisions: Mapping[str, Decision]) -> Because:
+    decision = decisions.get(node.name)
     way: list[str] = []
     at = visit
     while at.before is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -10,9 +10,10 @@ from ...ir.coverage import Coverage
 from ...ir.reasons import REASONS
 from ...matchers.near_miss import NearMiss
 from .because import Because
+from .folded import FoldedExplanation
 from .tensors import TensorExplanation
 
-__all__ = ["Explanation", "OperatorExplanation"]
+__all__ = ["Explanation", "OperatorExplanation", "by_advice"]
 
 _IN_FULL = 3
 """So many operators are explained in full; more are listed."""
@@ -33,12 +34,14 @@ class OperatorExplanation:
         pattern: the operator pattern that it is quantized as.
         kernel: what it runs on, once it is lowered.
         runs_at: the node that calls the kernel.
+        note: a reason code of what more that kernel could have done; mostly empty.
         module: dotted path of its module.
         source: its source line.
         made_by: the pass that made its node, "" for one that was exported.
         tensors: how what it reads and writes is quantized.
         nearest: patterns that it is almost part of, or a larger one than it is quantized as.
-        because: where its reason is that a neighbour is float: who keeps that float, the nearest three.
+        because: where its reason is that a neighbour is float: who keeps that float, the nearest three; of a
+            whole model the nearest one. The advice is about them.
     """
 
     node: str
@@ -51,6 +54,7 @@ class OperatorExplanation:
     pattern: str = ""
     kernel: str = ""
     runs_at: str = ""
+    note: str = ""
     module: str = ""
     source: str = ""
     made_by: str = ""
@@ -65,6 +69,14 @@ class OperatorExplanation:
             return f"%{self.node} ({self.target}) stays float: {self.reason}"
         return f"%{self.node} ({self.target}) is quantized as {self.pattern}"
 
+    @property
+    def more(self) -> str:
+        """What was found here that neither the meaning of the code says nor who keeps it float."""
+        says_more = self.detail.startswith(f"{self.meaning}; ")
+        if self.detail == self.meaning or (self.because and not says_more):
+            return ""
+        return self.detail.removeprefix(f"{self.meaning}; ")
+
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"  {label + ':':9}{text}" for label, text in self._lines())])
 
@@ -72,7 +84,7 @@ class OperatorExplanation:
         if self.meaning:
             yield "why", self.meaning
         # The kernel and the nearest miss say the same in more words.
-        more = "" if self.runs_at else _more(self)
+        more = "" if self.runs_at else self.more
         if more and all(miss.reason != self.reason for miss in self.nearest):
             yield "found", more
         yield from (("because", str(cause)) for cause in self.because)
@@ -81,6 +93,8 @@ class OperatorExplanation:
             yield "do", self.advice
         if self.kernel:
             yield "kernel", f"{self.kernel}, called by %{self.runs_at}" if self.runs_at else self.kernel
+        if self.note:
+            yield "note", f"{self.note}: {self.detail.partition('; ')[2]}"
         yield from (("tensor", str(tensor)) for tensor in self.tensors)
         if self.module:
             yield "module", self.module
@@ -101,13 +115,19 @@ class Explanation:
         coverage: of the whole model.
         operators: the operators it is about, in graph order. Tensors and near misses are looked up where a
             part was asked about.
+        folded: BatchNorms that were asked about and are gone; the operators are those they are part of.
     """
 
     about: str
     coverage: Coverage
     operators: tuple[OperatorExplanation, ...]
+    folded: tuple[FoldedExplanation, ...] = ()
 
     def __str__(self) -> str:
+        folded = "\n".join(map(str, self.folded))
+        return f"{folded}\n\n{self._of_operators()}" if folded else self._of_operators()
+
+    def _of_operators(self) -> str:
         if self.about and len(self.operators) <= _IN_FULL:
             return "\n\n".join(map(str, self.operators))
         lines = [str(self.coverage)] if not self.about else [f"{self.about}: {len(self.operators)} operators"]
@@ -125,19 +145,22 @@ class Explanation:
         known = REASONS.get(reason)
         yield ""
         yield f"{reason}: {known.meaning}" if known is not None else f"{reason}:"
-        if known is not None:
-            yield f"  do: {known.advice}"
-        yield from (f"  {_place(each)}{_detail(each)}" for each in left)
+        for advice, about in by_advice(left).items():
+            yield from ([f"  do: {advice}"] if advice else [])
+            yield from (f"  {_place(each)}{_detail(each)}" for each in about)
+
+
+def by_advice(left: Iterable[OperatorExplanation]) -> dict[str, list[OperatorExplanation]]:
+    """Operators by what is to be done about them: about the nearest that decides, where there is one."""
+    found: dict[str, list[OperatorExplanation]] = {}
+    for each in left:
+        found.setdefault(each.because[0].advice if each.because else each.advice, []).append(each)
+    return found
 
 
 def _detail(each: OperatorExplanation) -> str:
-    more = _more(each)
+    more = "; ".join(filter(None, [*map(str, each.because[:1]), each.more]))
     return f": {more}" if more else ""
-
-
-def _more(each: OperatorExplanation) -> str:
-    """What the detail says that the meaning of the code does not."""
-    return each.detail.removeprefix(each.meaning).removeprefix("; ")
 
 
 def _place(each: OperatorExplanation) -> str:

@@ -20,8 +20,16 @@ from ...ir.stages import Stage, get_stage
 from ...matchers.near_miss import NearMiss, nearest_miss
 from ...matchers.operator_pattern import OperatorPattern
 from ...quantize_pt2e import coverage, decisions
-from .because import Because, find_causes, low_precision_tensors
+from .because import (
+    Because,
+    advice_of,
+    find_causes,
+    find_nearest_causes,
+    low_precision_tensors,
+    points_to_a_neighbour,
+)
 from .explanation import Explanation, OperatorExplanation
+from .folded import folded_into
 from .tensors import TensorReader
 
 __all__ = ["explain"]
@@ -42,7 +50,8 @@ def explain(model: GraphModule, node_or_module: str | Node | None = None) -> Exp
     Args:
         model: what a verb returned, at any stage.
         node_or_module: a node or its name, the path of a module, or ``file:line``; None for the whole model.
-            A node that is no operator (an observer, a kernel, an input) stands for the operators around it.
+            A node that is no operator (an observer, a kernel, an input) stands for the operators around it, a
+            BatchNorm that was folded for what it was folded into.
 
     Raises:
         StageError: no verb has seen the model.
@@ -56,23 +65,27 @@ def explain(model: GraphModule, node_or_module: str | Node | None = None) -> Exp
         )
     about = node_or_module.name if isinstance(node_or_module, Node) else node_or_module
     if about is None:
-        return Explanation("", coverage(model), tuple(map(_without_graph, found)))
-    asked = _asked(model, about.removeprefix("%"), found)
+        return Explanation("", coverage(model), tuple(_with_nearest_causes(model, found)))
+    name = about.removeprefix("%")
+    asked, folded = _named(name, found), folded_into(model, name)
+    if not asked:
+        into = {each.into for each in folded}
+        asked = [d for d in found if d.node in into] or _around_what_is_named(model, name, found)
     explainer = _Explainer(model, found)
-    return Explanation(about, coverage(model), tuple(map(explainer.operator, asked)))
+    return Explanation(about, coverage(model), tuple(map(explainer.operator, asked)), folded)
 
 
-def _asked(model: GraphModule, about: str, found: Iterable[Decision]) -> list[Decision]:
-    """The decisions that ``about`` is about: by node, by module, by source line, by neighbours."""
+def _named(about: str, found: Iterable[Decision]) -> list[Decision]:
+    """The decisions that ``about`` names: by node, by module, by source line, by kernel."""
     exact = [d for d in found if d.node == about]
     inside = exact or [d for d in found if about and f"{d.module}.".startswith(f"{about}.")]
-    asked = inside or [d for d in found if _is_at(d.source, about)]
-    if asked:
-        return asked
+    at = inside or [d for d in found if _is_at(d.source, about)]
+    return at or [d for d in found if about and d.runs_at == about]
+
+
+def _around_what_is_named(model: GraphModule, about: str, found: Iterable[Decision]) -> list[Decision]:
+    """The decisions about the operators next to the node ``about``, which is none."""
     nodes = {node.name: node for node in model.graph.nodes}
-    kernel = [d for d in found if about and d.runs_at == about]
-    if kernel:
-        return kernel
     if about in nodes:
         around = _around(nodes[about], {d.node for d in found})
         asked = [d for d in found if d.node in around]
@@ -124,9 +137,28 @@ def _without_graph(decision: Decision) -> OperatorExplanation:
         pattern="" if is_float else decision.reason,
         kernel=decision.kernel,
         runs_at=decision.runs_at,
+        note=decision.note,
         module=decision.module,
         source=decision.source,
     )
+
+
+def _with_nearest_causes(model: GraphModule, found: Iterable[Decision]) -> list[OperatorExplanation]:
+    """What the ledger says, and where a reason points to a neighbour, the nearest operator that decides."""
+    decided = {d.node: d for d in found}
+    pointing = {d.node for d in decided.values() if d.status == "float" and points_to_a_neighbour(d.reason)}
+    causes: dict[str, Because] = {}
+    if pointing:
+        starts = [node for node in float_view(model).graph.nodes if node.name in pointing]
+        causes = find_nearest_causes(starts, decided, low_precision_tensors(model))
+    return [
+        _because(_without_graph(d), (causes[d.node],) if d.node in causes else ()) for d in decided.values()
+    ]
+
+
+def _because(said: OperatorExplanation, causes: tuple[Because, ...]) -> OperatorExplanation:
+    """With what decides, and advice about that."""
+    return attrs.evolve(said, because=causes, advice=advice_of(causes) or said.advice)
 
 
 class _Explainer:
@@ -152,10 +184,9 @@ class _Explainer:
         if node is None:
             return said
         return attrs.evolve(
-            said,
+            _because(said, self._causes(decision)),
             tensors=self._tensors.around(node),
             nearest=tuple(self._near_misses(decision)),
-            because=self._causes(decision),
             made_by=_maker_of(node),
         )
 

@@ -32,7 +32,7 @@ _OFTEN: Final = {
     "block": 4,
     "convolution": 3,
     "linear": 3,
-    "again": 2,
+    "again": 3,
     "relu": 2,
     "batch_norm": 2,
     "pool": 2,
@@ -76,6 +76,6 @@ def _choices(random: Random) -> Choices:
         weight=random.randrange(len(WEIGHTS)),
         output=output,
         shares=random.random() < 0.7,
-        anchor=random.choice((1, 2, 3)) if random.random() < 0.1 else 0,
+        anchor=random.choice((1, 2, 3)) if random.random() < 0.15 else 0,
         fuses=random.random() < 0.5,
     )

@@ -98,7 +98,8 @@ def check_on(
     Raises:
         LawBroken: one that does not hold; it shows the graph and the code that makes it again.
     """
-    place = place_of(pass_, is_training=subject.program.is_training, backend=backend, stage=stage)
+    program = subject.program
+    place = place_of(pass_, is_training=program.is_training, backend=backend, stage=stage, turn=program.seed)
     try:
         gm, told = bring(subject, place, backend, quantizer)
     except LowbitError:
@@ -156,7 +157,7 @@ def check(
         is_training: graphs in training, quantized for quantization-aware training.
         backend: whose patterns a pass that lowers is given.
         quantizer: who annotates; annotations are drawn at random if it is None.
-        stage: of the graphs, for a pass that runs at several.
+        stage: of the graphs, for a pass that runs at several; not every pass has run on them that might have.
         max_steps: the most operators of a graph.
         seed: other graphs for another number, the same for the same one.
         shrinks: look for the smallest graph; the first that is found if not.

@@ -89,9 +89,9 @@ def _binary(*targets: Any) -> Emit:
 def _identity(to: Registers, x: Node, _: Node, option: int) -> Node | None:
     if not _is_float(x):
         return None
-    if option % 5 == 0:
+    if option % 2 == 0:
         return to.call(_aten.dropout.default, x, (0.5, 0.1, 0.3)[option % 3], to.is_training)
-    return to.call((_aten.detach, _aten.alias, _aten.clone, _aten.contiguous)[option % 5 - 1].default, x)
+    return to.call((_aten.detach, _aten.alias, _aten.clone, _aten.contiguous)[option // 2 % 4].default, x)
 
 
 def _scalar(to: Registers, x: Node, _: Node, option: int) -> Node:
@@ -163,7 +163,7 @@ def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Sequence
     """The last convolution or linear once more, with the same weight and bias: a module called twice.
 
     It reads ``x`` if that fits, else what it read before; a first call is made where there is none. Behind
-    the second may be a BatchNorm of its own.
+    the second may be a BatchNorm of its own, or else what adds the two, as branches of one model often are.
     """
     made: list[Node] = []
     first = next((n for n in reversed(to.graph.nodes) if n.target in QUANTIZABLE), None)
@@ -177,7 +177,11 @@ def _convolution_again(to: Registers, x: Node, y: Node, option: int) -> Sequence
     bias = bias if bias is None or option % 2 else to.read_again(bias)
     source = x if _shape(source) == _shape(x) and _is_float(x) else source
     again = to.call(first.target, source, to.read_again(weight), bias, *rest)
-    return [*made, (_batch_norm(to, again, y, option) or again) if option % 3 else again]
+    if option % 3:
+        return [*made, _batch_norm(to, again, y, option) or again]
+    last = made[-1] if made else first
+    both = to.call(_aten.add.Tensor, last, again) if _shape(last) == _shape(again) else again
+    return [*made, both]
 
 
 def _batch_norm(to: Registers, x: Node, _: Node, option: int) -> Node | None:

@@ -15,7 +15,14 @@ from ...errors import PassFailedError, StageError
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...ir.stages import Stage, get_stage
-from ...passes import Pass, PassContext, PassManager, Pipeline, ReferenceRepresentation
+from ...passes import (
+    Pass,
+    PassContext,
+    PassManager,
+    Pipeline,
+    PropagateMetadata,
+    ReferenceRepresentation,
+)
 from .programs import Program, build, example_inputs
 from .quantizing import Choices, DrawnQuantizer
 
@@ -55,12 +62,13 @@ def _flow(is_training: bool, backend: Backend | None) -> tuple[Pass, ...]:
 
 
 def place_of(
-    pass_: Pass, *, is_training: bool, backend: Backend | None, stage: Stage | None = None
+    pass_: Pass, *, is_training: bool, backend: Backend | None, stage: Stage | None = None, turn: int = 0
 ) -> tuple[Pass, ...]:
     """The passes that run before ``pass_``.
 
     Those before it in the flow of post-training quantization (or of training); for a pass that is in neither,
-    those that first bring a normalized graph to a stage it runs at. With ``stage``, all that run until then.
+    those that first bring a normalized graph to a stage it runs at. With ``stage``, all that run until then,
+    or in other turns all but one of those that a graph of that stage can do without.
     """
     passes = _flow(is_training, backend)
     names = [p.name for p in passes]
@@ -73,12 +81,21 @@ def place_of(
         if now in pass_.requires and stage is None:
             return passes[:index]
         if now is stage and stage in pass_.requires and now not in reached[index + 1 :]:
-            return passes[:index]
+            return _without_one(passes[:index], turn)
     wanted = ", ".join(sorted(s.name for s in pass_.requires)) if stage is None else stage.name
     raise StageError(
         f"no graph can be generated for the pass {pass_.name}: it is to run at {wanted}",
         hint="lowered graphs need a backend: check(pass_, backend=get_backend(…))",
     )
+
+
+def _without_one(passes: tuple[Pass, ...], turn: int) -> tuple[Pass, ...]:
+    """``passes``, in most turns without one of those that run after the last change of the stage."""
+    start = max(index for index, each in enumerate(passes) if each.ensures is not None)
+    # Every pass may read what tensors are.
+    optional = [None, *(each for each in passes[start + 1 :] if each.name != PropagateMetadata.name)]
+    left_out = optional[turn % len(optional)]
+    return tuple(each for each in passes if each is not left_out)
 
 
 def bring(

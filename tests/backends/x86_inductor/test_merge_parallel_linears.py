@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit import get_default_x86_inductor_quantization_config, lower_pt2e
+from lowbit import decisions, explain, get_default_x86_inductor_quantization_config, lower_pt2e
 from lowbit.backends.x86_inductor import X86_INDUCTOR, X86InductorQuantizer
+from lowbit.ir.text import parse, to_tensors, to_text
 from lowbit.tools.lowering_report import lowering_report
 from torch import Tensor, nn
 from torch.export import Dim
@@ -105,27 +106,42 @@ class Two(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("join", "count"),
+    ("join", "why"),
     [
-        (lambda a, b: F.softmax(a, -1) * b, 1),
-        (lambda a, b: F.softmax(a.reshape(-1), 0) * b.reshape(-1), 1),
-        (lambda a, b: F.softmax(a.view(-1), 0) * b.view(-1), 2),
-        (lambda a, b: (a, b * 2), 2),
-        (lambda a, b: a.transpose(0, 1), 1),
-        (lambda a, b: (a.transpose(0, 1), b * 2), 2),
-        (lambda a, b: F.relu(a) * b, 2),
-        (lambda a, b: F.relu(a) * F.relu(b), 1),
-        (lambda a, b: a.as_strided((8, 3), (1, 8)).softmax(0) * b.t(), 2),
+        (lambda a, b: F.softmax(a, -1) * b, ""),
+        (lambda a, b: F.softmax(a.reshape(-1), 0) * b.reshape(-1), ""),
+        (lambda a, b: F.softmax(a.view(-1), 0) * b.view(-1), "not-merged-reader"),
+        (lambda a, b: (a, b * 2), "not-merged-returned"),
+        (lambda a, b: a.transpose(0, 1), ""),
+        (lambda a, b: (a.transpose(0, 1), b * 2), "not-merged-returned"),
+        (lambda a, b: F.relu(a) * b, "not-merged-different"),
+        (lambda a, b: F.relu(a) * F.relu(b), ""),
+        (lambda a, b: a.as_strided((8, 3), (1, 8)).softmax(0) * b.t(), "not-merged-reader"),
     ],
     ids=["slices", "copies", "dense", "result", "one", "view as result", "two kinds", "one kind", "strides"],
 )
-def test_where_a_slice_will_do(join: Callable[[Tensor, Tensor], Any], count: int, run_flow: RunFlow) -> None:
+def test_where_a_slice_will_do(join: Callable[[Tensor, Tensor], Any], why: str, run_flow: RunFlow) -> None:
     torch.manual_seed(0)
     flow = run_flow(Two(join), torch.randn(3, 8))
-    assert kernels(flow.lowered) == count
+    made = [d for d in decisions(flow.lowered) if d.target == "aten.linear.default" and d.kernel]
+    assert kernels(flow.lowered) == (len(made) if why else 1)
+    # The decisions say why, in a code of the table and in words.
+    assert {d.note for d in made} == {why}
+    assert all(("by itself" in d.detail) is bool(why) for d in made)
     apart = lower_pt2e(flow.converted, pipeline=APART)
     with torch.no_grad():
         torch.testing.assert_close(flow.lowered(*flow.inputs), apart(*flow.inputs), rtol=0, atol=0)
+
+
+def test_the_text_of_a_graph_has_the_notes(run_flow: RunFlow) -> None:
+    torch.manual_seed(0)
+    flow = run_flow(Two(lambda a, b: (a, b * 2)), torch.randn(3, 8))
+    unpacked = lower_pt2e(flow.converted, pack_weights=False)
+    read = parse(to_text(unpacked), to_tensors(unpacked))
+    assert decisions(read) == decisions(unpacked)
+    assert "by itself: the model returns %qlinear" in flow.decision("linear").detail
+    assert "by itself: the model returns %qlinear" in str(lowering_report(unpacked))
+    assert "note:    not-merged-returned: by itself: the model" in str(explain(unpacked, "linear"))
 
 
 def test_each_quantized_result_has_its_own_scale(run_flow: RunFlow) -> None:
@@ -140,6 +156,8 @@ def test_each_quantized_result_has_its_own_scale(run_flow: RunFlow) -> None:
     torch.manual_seed(0)
     flow = run_flow(Gated(), torch.randn(3, 8))
     assert kernels(flow.lowered) == 4
+    notes = [flow.decision(name).note for name in ("linear", "linear_1", "linear_2", "linear_3")]
+    assert sorted(notes) == ["", "", "not-merged-own-scale", "not-merged-own-scale"]
 
 
 class Repeated(nn.Module):
@@ -164,4 +182,6 @@ def test_a_weight_is_stored_once(alone: bool, count: int, run_flow: RunFlow) -> 
     assert kernels(unpacked) == count
     assert sum(t.numel() for t in unpacked.buffers() if t.dtype is torch.int8) == 2 * 8 * 8
     assert sum("packed" in name for name, _ in flow.lowered.named_buffers()) == (2 if alone else 1)
+    notes = {d.note for d in decisions(unpacked)}
+    assert notes == ({"", "not-merged-weight-shared"} if alone else {""})
     assert_same_numbers(flow, *flow.inputs)

@@ -137,7 +137,8 @@ def test_what_would_saturate_stays_float_and_says_why(run_flow: RunFlow) -> None
         assert (decision.status, decision.reason) == ("float", "saturates-without-vnni")
         assert decision.detail.startswith("activations up to 255")
         assert decision.detail.endswith(f"; tried {kernel}")
-        assert "--preset; in Python reduce_range=True" in REASONS[decision.reason].advice
+        assert "reduce_range=True" in REASONS[decision.reason].advice
+        assert "--preset static-7-bit" in REASONS[decision.reason].in_command
     # What only moves values works on integers everywhere.
     assert flow.decision("max_pool2d").status == "quantized"
     # What is left of the graph is the graph itself.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 import torch
+import torch.nn.functional as F
 from lowbit import (
     PassContext,
     Stage,
@@ -18,9 +19,12 @@ from lowbit import (
     prepare_qat_pt2e,
 )
 from lowbit.backends.pipelines import CONVERT, PREPARE
+from lowbit.backends.registry import get_backend
 from lowbit.errors import ContractError, GraphInputError, UnknownNameError
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.ir.attributes import get_tensor, set_tensor
+from lowbit.passes import PropagateBf16
+from lowbit.passes.contracts import EXACT, KERNELS, Contract
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -217,3 +221,76 @@ def test_an_integer_of_a_stored_weight_counts(prepared: GraphModule, image: Tens
             example_inputs=(image,),
         )
     assert caught.value.pass_name == "step-off"
+
+
+class Layers(nn.Module):
+    """A convolution and linears that nothing quantized stands behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm(6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x).sigmoid())
+        return self.second(F.gelu(self.first(y))).softmax(-1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["static", "dynamic"])
+def to_be_lowered(request: pytest.FixtureRequest, image: Tensor) -> GraphModule:
+    torch.manual_seed(0)
+    exported = torch.export.export(Layers().eval(), (image,)).module()
+    prepared = prepare_pt2e(exported, quantizer(is_dynamic=request.param))
+    prepared(image)
+    return convert_pt2e(prepared)
+
+
+IN_BFLOAT16 = get_backend("x86_inductor").lower.before("emit-inductor", PropagateBf16())
+
+
+def test_int8_mixed_with_bfloat16_keeps_its_contracts(to_be_lowered: GraphModule, image: Tensor) -> None:
+    lower_pt2e(to_be_lowered, pipeline=IN_BFLOAT16, verify="numeric", example_inputs=(image,))
+
+
+@attrs.frozen
+class ShiftBias:
+    """Changes the bias of a layer, as a pass that lowers may not."""
+
+    name: ClassVar[str] = "shift-bias"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
+    ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract] = KERNELS
+    by: float
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        linear = gm.graph.find_nodes(op="call_function", target=aten.linear.default)[-1]
+        name = str(linear.args[2].target)
+        set_tensor(gm, name, get_tensor(gm, name) + self.by)
+        return True
+
+
+@attrs.frozen
+class ScaleWeightOf:
+    """Changes a float weight by a little, which is not exact."""
+
+    name: ClassVar[str] = "scale-weight-of"
+    requires: ClassVar[frozenset[Stage]] = frozenset({Stage.QDQ})
+    ensures: ClassVar[Stage | None] = None
+    contract: ClassVar[Contract] = EXACT
+    weight: str
+
+    def run(self, gm: GraphModule, context: PassContext) -> bool:
+        # Rounded to bfloat16 it would be what it was.
+        set_tensor(gm, self.weight, get_tensor(gm, self.weight) * (1 + 2**-20))
+        return True
+
+
+def test_a_fault_behind_bfloat16_is_found(to_be_lowered: GraphModule, image: Tensor) -> None:
+    options: dict[str, Any] = {"verify": "numeric", "example_inputs": (image,)}
+    for faulty, name in (
+        (IN_BFLOAT16.before("emit-inductor", ShiftBias(0.1)), "shift-bias"),
+        (IN_BFLOAT16.before("emit-inductor", ScaleWeightOf("norm.weight")), "scale-weight-of"),
+    ):
+        with pytest.raises(ContractError) as caught:
+            lower_pt2e(to_be_lowered, pipeline=faulty, **options)
+        assert caught.value.pass_name == name

@@ -169,6 +169,14 @@ def test_batches_that_do_not_fit(two: ModelInputs) -> None:
         assert "at: batch 7" in str(caught.value)
 
 
+def test_samples_of_which_one_was_saved_by_itself(project: Path, one: ModelInputs) -> None:
+    np.savez("data.npz", input=np.zeros(one.tensors["input"].shape[1:], np.float32))
+    with pytest.raises(CalibrationDataError) as caught:
+        batches_for(one, find_data("data.npz")(), batch_size=None, steps=None)
+    assert caught.value.hint == "the axis of samples is missing: stack samples along a first axis"
+    assert caught.value.where == ("data.npz",)
+
+
 def test_inputs_of_other_forms() -> None:
     class Forms(nn.Module):
         def forward(self, x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowbit.ir.text import save_graph
+from lowbit.tools.bisect import CostlyOperators, QuantizedOperator
 from torch import nn
 
 METRICS = """
@@ -65,6 +66,33 @@ def test_the_operator_that_costs_is_found(graph: Path, lowbit: Any) -> None:
     data = json.loads(lowbit(*words(graph, 0.01), "--json", code=1).stdout)
     assert [each["module"] for each in data["operators"]] == data["left_float"] == ["2"]
     assert data["recovered_metric"] > -0.01 > data["quantized_metric"]
+
+
+def costing(*found: tuple[str, str, float], quantized: int) -> CostlyOperators:
+    """Operators of these names, modules and metrics."""
+    operators = (
+        QuantizedOperator((name,), "aten.relu.default", module, "", alone) for name, module, alone in found
+    )
+    return CostlyOperators(tuple(operators), 1.0, 0.0, 0.9, quantized, 7)
+
+
+def test_the_costliest_comes_first_and_no_module_twice(
+    graph: Path, lowbit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operators = (("a", "block.first", 0.2), ("b", "block", 0.7), ("c", "blocks", 0.2), ("d", "", 0.9))
+    found = costing(*operators, quantized=9)
+    monkeypatch.setattr("lowbit.tools.cli.commands.costly.costly_operators", lambda *_, **__: found)
+    _, *lines, do = lowbit(*words(graph, 0.01), code=1).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["%d", "%b", "%a", "%c"]
+    assert do == "  do: lowbit quantize … --left-float block --left-float blocks"
+    data = json.loads(lowbit(*words(graph, 0.01), "--json", code=1).stdout)
+    assert data["left_float"] == ["block", "blocks"]
+    assert [each["nodes"] for each in data["operators"]] == [["a"], ["b"], ["c"], ["d"]], "in graph order"
+
+    found = costing(*operators, quantized=4)
+    said = lowbit(*words(graph, 0.01), code=1).stdout
+    assert "--left-float" not in said
+    assert said.splitlines()[-1].startswith("  do: allow more with --tolerance")
 
 
 def test_nothing_is_found_where_nothing_costs(graph: Path, lowbit: Any) -> None:

@@ -63,17 +63,106 @@ def test_a_module_of_the_users_that_imports_what_is_not_there(project: Path, low
 def test_the_models_own_mistake_is_shown_and_not_torchs_export(project: Path, lowbit: Any) -> None:
     project.joinpath("wrong.py").write_text(
         "import torch\nclass Wrong(torch.nn.Module):\n    def forward(self, x):\n"
-        "        return x @ torch.zeros(7, 7)\ndef build():\n    return Wrong(), torch.zeros(2, 3)\n"
-        "class Choice(torch.nn.Module):\n    def forward(self, x):\n"
-        "        return x * 2 if x.sum() > 0 else x\ndef choice():\n    return Choice(), torch.zeros(2, 3)\n",
+        "        return x @ torch.zeros(7, 7)\ndef build():\n    return Wrong(), torch.zeros(2, 3)\n",
         encoding="utf-8",
     )
     words = ("--backend", "x86_inductor", "--preset", "dynamic")
     said = lowbit("quantize", "wrong:build", *words, code=4).stderr
     assert f'File "{project / "wrong.py"}", line 4, in forward' in said
-    said = lowbit("quantize", "wrong:choice", *words, code=3).stderr
-    assert "error: torch.export cannot export wrong:choice: " in said
-    assert "Traceback" not in said
+
+
+UNTRACEABLE = """
+import torch
+
+
+class Choice(torch.nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x * 2
+        return x
+
+
+class Number(torch.nn.Module):
+    def forward(self, x):
+        return x * float(x.max())
+
+
+class Array(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.from_numpy(x.numpy())
+
+
+def choice():
+    return Choice(), torch.zeros(2, 3)
+
+
+def number():
+    return Number(), torch.zeros(2, 3)
+
+
+def array():
+    return Array(), torch.zeros(2, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("choice", ("7: if x.sum() > 0:", "it cannot trace which way this line goes", "torch.where(")),
+        ("number", ("14: return x * float(x.max())", "it cannot trace the number", "keep it a tensor")),
+        ("array", ("19: return x + torch.from_numpy(x.numpy())", "RuntimeError: ", "the ExportedProgram")),
+    ],
+)
+def test_what_cannot_be_exported_is_a_line_of_the_model(
+    project: Path, lowbit: Any, capfd: Any, name: str, said: tuple[str, str, str]
+) -> None:
+    line, found, do = said
+    path = project / "untraceable.py"
+    path.write_text(UNTRACEABLE, encoding="utf-8")
+    words = ("quantize", f"untraceable:{name}", "--backend", "x86_inductor", "--preset", "dynamic")
+    first, where, hint = lowbit(*words, code=3).stderr.splitlines()
+    assert first.startswith(f"error: torch.export cannot export untraceable:{name}: {found}")
+    assert where == f"  at: {path}:{line}"
+    assert hint.startswith("  do: ")
+    assert do in hint
+    assert capfd.readouterr().err == "", "of torch, which prints the graph so far and logs"
+
+
+def test_torchs_own_words_are_shown_with_the_traceback(project: Path, lowbit: Any) -> None:
+    project.joinpath("untraceable.py").write_text(UNTRACEABLE, encoding="utf-8")
+    words = ("--backend", "x86_inductor", "--preset", "dynamic", "--traceback")
+    said = lowbit("quantize", "untraceable:choice", *words, code=3).stderr
+    assert "GuardOnDataDependentSymNode" in said
+    assert "torch.ops.aten.sum.default" in said, "the graph so far"
+
+
+def test_frames_of_the_users_code_alone(project: Path, lowbit: Any) -> None:
+    project.joinpath("wrong.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Inner(nn.Module):\n    def forward(self, x):\n        return helper(x)\n"
+        "def helper(x):\n    try:\n        return x @ torch.zeros(7, 7)\n"
+        "    except RuntimeError as error:\n        raise ValueError('no') from error\n"
+        "def build():\n    return nn.Sequential(Inner()), torch.zeros(2, 3)\n"
+        "def batches():\n    yield torch.zeros(4, 3, 8, 8)\n    yield helper(torch.zeros(2, 3))\n"
+        "def check(model):\n    return helper(torch.zeros(2, 3))\n",
+        encoding="utf-8",
+    )
+    project.joinpath("no_python.py").write_text("def build(:\n", encoding="utf-8")
+    graphs = ("quantize", "net:with_inputs", "--backend", "x86_inductor")
+    for words, names in (
+        (("quantize", "wrong:build", *MODEL[2:]), ["forward", "forward", "helper"]),
+        ((*graphs, "--calibration", "wrong:batches"), ["batches", "helper"]),
+        (("quantize", "no_python:build"), []),
+    ):
+        said = lowbit(*words, code=4).stderr
+        told = said.rpartition("Traceback (most recent call last)")[2]
+        assert "it comes from" not in told
+        assert [line.split()[-1] for line in told.splitlines() if ", in " in line] == names
+        in_full = lowbit(*words, "--traceback", code=4).stderr
+        assert len(in_full) > len(said)
+    assert said.endswith(
+        "error: importing no_python raised SyntaxError: invalid syntax (no_python.py, line 1)\n"
+    )
 
 
 def test_an_interrupt_is_no_error(project: Path, lowbit: Any) -> None:

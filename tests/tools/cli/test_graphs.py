@@ -106,7 +106,17 @@ def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: An
     found = lowbit("diff", before, after, code=1).stdout
     assert found.startswith("stage: FLOAT → OBSERVED\n")
     assert "+ %activation_post_process" in found
-    assert "added" in lowbit("diff", before, after, "--stat", code=1).stdout
+    stage, *modules, counts, total, legend = lowbit(
+        "diff", before, after, "--stat", code=1
+    ).stdout.splitlines()
+    assert stage == "stage: FLOAT → OBSERVED"
+    data = json.loads(lowbit("diff", before, after, "--json", code=1).stdout)["diff"]
+    assert total == f" {len(data['nodes'])} nodes in {len(modules)} modules"
+    assert sum(int(line.split("|")[1].split()[0]) for line in modules) == len(data["nodes"])
+    assert legend.startswith("+ added   - removed   ~ changed")
+    for aspect, count in data["counts"].items():
+        assert f"{count} {aspect}" in counts
+        assert aspect in legend
     data = json.loads(lowbit("diff", before, after, "--json", code=1).stdout)
     assert data["same"] is False
     assert data["stages"] == ["FLOAT", "OBSERVED"]
@@ -142,6 +152,12 @@ from lowbit import Stage, get_stage
 def good(model):
     return True
 
+def never(model):
+    return False
+
+def wrong(model):
+    return 1 / 0
+
 def before_qdq(model):
     print("checking")
     return get_stage(model) not in (Stage.QDQ, Stage.LOWERED)
@@ -157,6 +173,22 @@ def test_bisect_finds_the_pass_that_breaks_a_check(project: Path, graphs: Path, 
     project.joinpath("checks.py").write_text(CHECKS, encoding="utf-8")
     graph = graphs / "prepared.lowbit"
     assert "the check never fails" in lowbit("bisect", graph, "--check", "checks:good").stdout
+    fails = ("--check", "checks:never")
+    first, _, do = lowbit("bisect", graphs / "converted.lowbit", *fails, code=1).stdout.splitlines()
+    assert first == "the check fails before any pass"
+    assert do.startswith(
+        f"  do: what broke it ran before, as {graphs / 'converted.lowbit'} is at stage QDQ: name "
+    )
+    assert f"{graphs / 'prepared.lowbit'} or {graphs / 'float.lowbit'} if lowbit quantize --save-graphs" in do
+    assert "prepared.lowbit or" not in lowbit("bisect", graph, *fails, code=1).stdout.partition("name an")[2]
+    words = ("bisect", graphs / "float.lowbit", "--pipeline", "normalize", *fails)
+    assert lowbit(*words, code=1).stdout.splitlines()[-1].startswith("  do: the float model itself fails: ")
+    raised, note, do = lowbit("bisect", graph, "--check", "checks:wrong", code=1).stdout.splitlines()[-3:]
+    assert (raised, note) == (
+        "  raised: ZeroDivisionError: division by zero",
+        "    it comes from the check checks:wrong",
+    )
+    assert do.startswith("  do: see whether the check is right: ")
     result = lowbit("bisect", graph, "--check", "checks:before_qdq", "--json", code=1)
     data = json.loads(result.stdout)
     assert (data["verdict"], data["pass_name"], data["confirmed"]) == ("found", "observers-to-qdq", True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from lowbit.passes import pass_names
 from lowbit.tools.cli import main
 from lowbit.tools.cli.failures import EXIT_CODES
+from rich.console import Console
 
 ROOT = Path(package.__file__).parent
 IN_TREE = ["arm_inductor", "embedding", "x86_inductor", "xnnpack", "xpu_inductor"]
@@ -48,8 +51,25 @@ def test_capabilities_of_one_backend_and_of_a_composition(lowbit: Any) -> None:
     assert (cell["pattern"], cell["dtypes"]) == ("embedding", "float32 by int8 → float32")
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_capabilities_fit_a_terminal(lowbit: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("lowbit.tools.cli.terminal.out", lambda: console)
+    lowbit("capabilities")
+    text = shown.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    words = set(re.split(r"[\s,:]+", text))
+    cells = json.loads(lowbit("capabilities", "--json").stdout)["cells"]
+    supported = [cell for cell in cells if cell["supported"]]
+    assert {cell["pattern"] for cell in supported} <= words
+    assert {cell["preset"] for cell in supported} <= words
+
+
 def test_a_backend_that_is_not_there(lowbit: Any) -> None:
     assert "x86_inductor" in lowbit("capabilities", "x86_inducter", code=2).stderr
+    for name in ("x86", "x86_"):
+        assert lowbit("capabilities", name, code=2).stderr.endswith("do: did you mean 'x86_inductor'?\n")
 
 
 def test_passes_are_listed_with_what_they_do(lowbit: Any) -> None:

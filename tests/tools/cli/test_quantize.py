@@ -29,8 +29,8 @@ def test_a_module_and_batches_of_a_function(project: Path, lowbit: Any) -> None:
         "left float:",
         f"  1 float-input: {REASONS['float-input'].meaning}",
         "    mean (net.py:15)",
-        "    found: in float: %softplus",
-        f"    do: {REASONS['float-input'].advice}",
+        "    because: %softplus (gate, net.py:14) hands it a float tensor: no-pattern",
+        f"    do: {REASONS['no-pattern'].advice}",
         "  1 no-pattern: the backend has no operator pattern for it",
         "    softplus in gate (net.py:14)",
     ]
@@ -105,6 +105,49 @@ def test_python_toml_and_the_command_line_say_the_same(project: Path, lowbit: An
             assert (project / folder / text.name).read_bytes() == text.read_bytes()
             assert (project / folder / tensors.name).read_bytes() == tensors.read_bytes()
     assert coverage(load_graph("words/lowered.lowbit")).quantized == 2
+
+
+def test_nothing_quantized_is_said_in_the_words_of_the_command(project: Path, lowbit: Any) -> None:
+    project.joinpath("none.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softplus()).eval(), torch.zeros(1, 3, 4, 4)\n",
+        encoding="utf-8",
+    )
+    words = ("quantize", "none:build", "--backend", "x86_inductor", "--preset", "weight-only")
+    (said,) = lowbit(*words).stderr.splitlines()
+    assert said.startswith(
+        "warning: nothing is quantized for x86_inductor with the preset weight-only: all 2 float operators "
+        "stay float (no-pattern 1, static-only 1). To get on: take another preset (--preset static, "
+    )
+    assert said.endswith(", or see lowbit capabilities x86_inductor for what it quantizes.")
+    assert "set_global" not in said
+    assert json.loads(lowbit(*words, "--json").stdout)["warnings"] == [said.removeprefix("warning: ")]
+
+    found, do = lowbit(*words, "--strict", code=3).stderr.splitlines()
+    assert found == "error: nothing is quantized for x86_inductor with the preset weight-only"
+    assert do.endswith("; without --strict it is a warning")
+    words = ("quantize", "net:module", *DATA, *PRESET, "--left-float", "stem", "--left-float", "head")
+    result = lowbit(*words, "--save-graphs", "graphs")
+    assert "leave --left-float out" in result.stderr
+    advice = "do: leave --left-float out for its module, or leave it float"
+    assert f"    {advice}" in result.stdout.splitlines()
+    assert f"  {advice}" in lowbit("explain", "graphs/lowered.lowbit").stdout.splitlines()
+    (conv, *_) = json.loads(lowbit("explain", "graphs/lowered.lowbit", "stem.0", "--json").stdout)[
+        "operators"
+    ]
+    assert f"do: {conv['advice']}" == advice
+
+
+def test_a_batch_norm_that_is_folded_cannot_be_left_float_alone(project: Path, lowbit: Any) -> None:
+    words = ("quantize", "net:module", *DATA, *PRESET, "--left-float")
+    found, do = lowbit(*words, "stem.1", code=2).stderr.splitlines()[-2:]
+    assert found == (
+        "error: there is nothing in stem.1 to leave float: %batch_norm in stem.1 was folded into the weight "
+        "and bias of %conv2d, by the pass fold-batch-norm"
+    )
+    assert do == "  do: leave both float with --left-float stem.0"
+    assert "float operators quantized" in lowbit(*words, "stem.0").stdout
 
 
 def test_words_win_over_the_file(project: Path, lowbit: Any) -> None:

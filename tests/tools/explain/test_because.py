@@ -160,3 +160,41 @@ def test_many_ways_are_walked_once() -> None:
     (cause,) = only(prepared_for_x86(Reader(read)), "max_pool2d").because
     assert (cause.node, cause.reason) == ("softmax", "no-pattern")
     assert len(cause.through) <= 3 * 40
+
+
+class Attention(nn.Module):
+    """Attention between linears, with a normalization in float behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_around_attention_the_reason_is_attention_itself() -> None:
+    exported = torch.export.export(Attention().eval(), (torch.randn(2, 3, 8),)).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+    whole = explain(prepared)
+    asked = [each for each in whole.operators if each.reason in {"no-low-precision-reader", "float-input"}]
+    assert len(asked) == 8, "unflatten and transpose of three, transpose and flatten behind"
+    attention = "%scaled_dot_product_attention (test_because.py:"
+    advice = f"as for %scaled_dot_product_attention: {REASONS['two-activations'].advice}"
+    for each in asked:
+        (decides,) = each.because
+        assert str(decides).startswith(attention)
+        assert decides.reason == "two-activations"
+        assert each.advice == only(prepared, each.node).advice == advice
+        assert each.more == "", "the detail says no more than who decides"
+    assert str(whole).count("it in float: two-activations") == 6
+    assert str(whole).count("hands it a float tensor: two-activations") == 2
+
+
+def test_the_nearest_causes_are_those_of_each(residual) -> None:
+    for model in residual.values():
+        for each in explain(model).operators:
+            alone = only(model, each.node).because
+            assert [cause.node for cause in each.because] == [cause.node for cause in alone[:1]]

@@ -17,6 +17,7 @@ from lowbit import (
 from lowbit.backends import get_backend
 from lowbit.errors import StageError, UnknownNameError
 from lowbit.ir.reasons import REASONS
+from lowbit.ir.text import parse, to_tensors, to_text
 from torch import nn
 
 
@@ -33,14 +34,45 @@ def test_a_whole_model(stages) -> None:
     assert text.startswith("3 of 11 float operators quantized for x86_inductor; 8 left float: ")
     # Every reason once, with what to do, and every operator below its reason.
     for reason in {each.reason for each in explained.operators if each.status == "float"}:
-        assert text.count(f"\n{reason}: {REASONS[reason].meaning}\n  do: {REASONS[reason].advice}\n") == 1
+        assert text.count(f"\n{reason}: {REASONS[reason].meaning}\n  do: ") == 1
     assert all(f"%{each.node} (" in text for each in explained.operators if each.status == "float")
+
+
+def test_in_a_whole_model_neighbours_that_decide_are_named(stages) -> None:
+    whole = explain(stages.prepared)
+    pointing = [each for each in whole.operators if each.because]
+    assert [each.node for each in pointing] == ["max_pool2d", "cat", "mean"]
+    for each in pointing:
+        (decides,) = each.because
+        assert f"%{each.node} ({each.target}): {decides}" in str(whole) or each.module
+        assert decides.node == only(stages.prepared, each.node).because[0].node
+        assert decides.source
+        assert each.advice == f"as for %{decides.node}: {REASONS[decides.reason].advice}"
+
+
+def test_a_folded_batch_norm_is_part_of_its_convolution() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    exported = torch.export.export(model, (torch.randn(2, 3, 4, 4),)).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+    first = "%batch_norm in 1 was folded into the weight and bias of %conv2d, by the pass fold-batch-norm"
+    for stage in (prepared, copy.deepcopy(prepared), parse(to_text(prepared), to_tensors(prepared))):
+        for about in ("1", "batch_norm", "%batch_norm"):
+            found = explain(stage, about)
+            assert [each.node for each in found.operators] == ["conv2d"]
+            assert attrs.asdict(found)["folded"][0]["into"] == "conv2d"
+            assert str(found).startswith(
+                f"{first}\n\n%conv2d (aten.conv2d.default) is quantized as conv2d-relu\n"
+            )
+    assert explain(prepared, "0").folded == ()
 
 
 def test_a_node_that_stays_float(stages) -> None:
     found = only(stages.prepared, "linear")
     assert (found.status, found.reason, found.pattern) == ("float", "weight-not-constant", "")
-    assert (found.meaning, found.advice) == attrs.astuple(REASONS["weight-not-constant"])
+    known = REASONS["weight-not-constant"]
+    assert (found.meaning, found.advice) == (known.meaning, known.advice)
     assert [(miss.pattern, miss.reason) for miss in found.nearest] == [("linear", "weight-not-constant")]
     assert found.source.endswith("z = F.linear(joined, self.last.weight * 2, self.last.bias)")
     lines = str(found).splitlines()

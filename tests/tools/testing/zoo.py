@@ -797,6 +797,7 @@ ZOO: Final = (
         "self._once(source, source, dtype, self._dequantize)",
         "self._once(source, '', dtype, self._dequantize)",
         BF16,
+        quantizer="x86_inductor",
         stage="QDQ",
     ),
     # more of the reference representation

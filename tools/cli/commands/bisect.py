@@ -95,9 +95,25 @@ def bisect(
 
             found = bisect_steps(gm, steps, counted)
         data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found)}
-        output.result(data, lambda console: console.print(str(found), soft_wrap=True))
+        advice = _advice(graph, get_stage(gm), found.error) if found.verdict == "fails-before" else ""
+        text = f"{found}\n  do: {advice}" if advice else str(found)
+        output.result(data, lambda console: console.print(text, soft_wrap=True))
     if found.verdict != "never-fails":
         raise click.exceptions.Exit(FOUND)
+
+
+def _advice(graph: Path, stage: Stage, error: str | None) -> str:
+    """What to do where the check fails at once."""
+    if error is not None:
+        return "see whether the check is right: it raised where it was to return True or False"
+    if stage is Stage.FLOAT:
+        return "the float model itself fails: see whether the check is right, or asks for too much"
+    names = ("float",) if stage in (Stage.ANNOTATED, Stage.OBSERVED) else ("prepared", "float")
+    earlier = " or ".join(str(graph.with_name(f"{name}.lowbit")) for name in names)
+    return (
+        f"what broke it ran before, as {graph} is at stage {stage.name}: name an earlier graph, {earlier} if "
+        "lowbit quantize --save-graphs wrote it; a float graph takes --calibration too"
+    )
 
 
 def _steps_of_verbs(

@@ -67,7 +67,7 @@ def costly(
       operators           [{nodes, target, module, source, alone}]; alone: the metric with it alone float
       float_metric, quantized_metric, recovered_metric
       quantized, trials   operators that are quantized in all; models that were measured
-      left_float          their modules, for --left-float of lowbit quantize
+      left_float          their modules, for --left-float of lowbit quantize; none inside another of them
     """
     measure = find_metric(metric)
     with Output(as_json) as output:
@@ -88,15 +88,24 @@ def costly(
                 return measure(model)
 
             found = costly_operators(gm, quantizer, batches, counted, tolerance=tolerance)
-        modules = list(dict.fromkeys(each.module for each in found.operators if each.module))
+        modules = _modules(found)
         data = {"format": "lowbit-costly", "version": 1, **attrs.asdict(found), "left_float": modules}
         output.result(data, lambda console: _show(console, found, modules))
     if found.operators:
         raise click.exceptions.Exit(FOUND)
 
 
+def _modules(found: CostlyOperators) -> list[str]:
+    """The modules to leave float: what is inside another of them is left float with it."""
+    modules = dict.fromkeys(each.module for each in found.operators if each.module)
+    return [name for name in modules if not any(name.startswith(f"{other}.") for other in modules)]
+
+
 def _show(console: Console, found: CostlyOperators, modules: list[str]) -> None:
     console.print(str(found), soft_wrap=True)
-    if modules:
+    if found.operators and len(found.operators) == found.quantized:
+        text = "allow more with --tolerance, or try another --preset: so, none of it can stay quantized"
+        console.print(f"  do: {text}", soft_wrap=True)
+    elif modules:
         options = " ".join(f"--left-float {module}" for module in modules)
         console.print(f"  do: lowbit quantize … {options}", soft_wrap=True)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from ....ir.graph_diff import diff as diff_of
 from ....ir.snapshot import take_snapshot
 from ....ir.stages import get_stage
 from ....passes.instruments.diff_to_json import diff_as_data
-from ....passes.instruments.render_diff import render_diff, render_stat
+from ....passes.instruments.render_diff import STAT_LEGEND, render_diff, render_stat
 from ..failures import FOUND
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
 from ..terminal import Output, common_options
@@ -51,6 +52,8 @@ def diff(*, before: Path, after: Path, stat: bool, as_json: bool) -> None:
                 console.print(f"stage: {stages[0]} → {stages[1]}")
             if found:
                 console.print(render_stat(found) if stat else render_diff(found))
+            if found and stat:
+                console.print(Text(STAT_LEGEND, style="dim"), soft_wrap=not console.is_terminal)
 
         same = not found and stages[0] == stages[1]
         data = {

@@ -16,6 +16,7 @@ from ...explain import why_shared
 from ..saved_graphs import GRAPH_FILE, import_option, read_graph
 from ..summary import coverage_as_data
 from ..terminal import Output, common_options
+from ..wording import in_command
 
 __all__ = ["explain"]
 
@@ -49,6 +50,7 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
       about             text or null
       coverage          {quantized, float, share, left_float: [[reason, count]], not_lowered, backend}
       operators         [{node, target, status, reason, meaning, advice, …}]
+      folded            [{node, module, into, by}]: BatchNorms that ABOUT names, which are part of others now
       sharing           {a, b, shares, chain, why_not, group}, with --shared alone
     """
     if about is not None and shared is not None:
@@ -73,7 +75,9 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
             )
             return
         explanation = explain_model(gm, about)
-        data = {**attrs.asdict(explanation), "coverage": coverage_as_data(explanation.coverage)}
+        operators = [attrs.evolve(each, advice=in_command(each.advice)) for each in explanation.operators]
+        data = attrs.asdict(attrs.evolve(explanation, operators=tuple(operators)))
+        data["coverage"] = coverage_as_data(explanation.coverage)
         output.result({**head, **data, "about": about}, lambda console: _print(console, explanation))
 
 
@@ -92,4 +96,4 @@ def _undecided(graph: Path, stage: Stage) -> GraphInputError:
 
 
 def _print(console: Console, text: object) -> None:
-    console.print(str(text), soft_wrap=True)
+    console.print(in_command(str(text)), soft_wrap=True)

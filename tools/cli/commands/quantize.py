@@ -95,6 +95,8 @@ def quantize_command(*, config: Path | None, as_json: bool, **given: Any) -> Non
     lowbit quantize my_model:build --calibration data.npz --output int8.pt2
     lowbit quantize float.pt2 --calibration my_data:batches --package run.pt2
 
+    Where nothing of it is quantized there is a warning, and with --strict an error (exit code 3).
+
     What --output writes, torch.export.load reads: then lower_pt2e and torch.compile run it in int8, or, for
     XNNPACK, ExecuTorch takes it. What --package writes, torch._inductor.aoti_load_package runs.
 

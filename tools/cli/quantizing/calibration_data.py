@@ -251,6 +251,9 @@ def _cut(
         )
     named, notes = _named(inputs, samples)
     _check_counts(samples.name, named)
+    for name, wanted in inputs.tensors.items():
+        if name in named and named[name].ndim < wanted.ndim:
+            inputs.check(named, samples.name)  # what cuts of it would be called is no help
     tensors: dict[str, Tensor] = {}
     for name, tensor in named.items():
         tensors[name], converted = _converted(name, tensor, inputs.tensors.get(name))

@@ -15,8 +15,10 @@ from torch.fx import GraphModule
 
 from ....errors import CalibrationDataError, GraphInputError, OptionError
 from ....ir.schema import OpOverload, argument, operator_name, signature
-from .named_object import call_user, code_of, find_object, first_line, is_object_name
+from .export_failure import export_failure
+from .named_object import call_user, code_of, find_object, is_object_name
 from .program_file import check_is_program, load_program
+from .torch_messages import torch_kept_quiet
 
 __all__ = ["Built", "export", "find_model"]
 
@@ -95,16 +97,17 @@ def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, tuple[st
     # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
     with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
         model(*args, **kwargs)
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, args, kwargs).module(), tuple(notes)
-    # torch.export has no error type of its own.
-    except Exception as error:
-        raise GraphInputError(
-            f"torch.export cannot export {built.name}: {first_line(error)}",
-            hint="export it yourself and return the ExportedProgram, or pass it as a .pt2 file; --traceback "
-            "shows all of torch's message",
-        ) from error
+    with torch_kept_quiet() as kept:
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(model, args, kwargs).module()
+        # torch.export has no error type of its own.
+        except Exception as error:
+            # The graph up to there, say; a note is shown with the traceback.
+            error.add_note(kept.text)
+            raise export_failure(error, built.name) from error
+    kept.tell()
+    return exported, tuple(notes)
 
 
 def _of_training(gm: GraphModule, name: str) -> tuple[str, ...]:

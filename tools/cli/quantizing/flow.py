@@ -23,6 +23,7 @@ from .calibration_data import Data, batches_for, find_data, first_batch
 from .files import check_is_folder, check_is_writable, written_whole
 from .float_model import Built, export, find_model
 from .model_inputs import ModelInputs, inputs_of
+from .nothing_quantized import told_in_options, warn_if_nothing_is_quantized
 from .options import QuantizeOptions, Verification, about_option
 from .outputs import save_graphs, save_package, save_program, weight_bytes
 from .target import Target, check_left_float, find_target, make_quantizer
@@ -96,6 +97,8 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
         GraphInputError: a model that torch.export cannot export.
         LowbitError: what the verbs raise.
         Exception: what the user's model or data raised.
+
+    Warns with NothingQuantizedWarning where nothing is quantized; that is a StrictModeError with ``strict``.
     """
     _check_outputs(options)
     build, load, target = _find(options)
@@ -129,10 +132,11 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
     instruments += [Reproducer(options.reproducers)] if options.reproducers else []
     checks: _Checks = {"verify": options.verify, "example_inputs": example}
     quantizer, backend = make_quantizer(target, options.left_float), target.backend
-    with watch.passes("preparing", backend.prepare) as each:
+    with watch.passes("preparing", backend.prepare) as each, told_in_options(target, options):
         prepared = prepare_pt2e(
             exported, quantizer, instruments=(*instruments, each), strict=options.strict, **checks
         )
+    warn_if_nothing_is_quantized(prepared, target, options)
     if target.needs_calibration:
         taken = itertools.chain(() if first is None else (first,), batches)
         with watch.step("calibrating", count) as advance:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +11,11 @@ from torch.export import ExportedProgram
 from ....errors import GraphInputError, OptionError
 from ..file_kind import FileKind, kind_of
 from .named_object import first_line
+from .torch_messages import torch_kept_quiet
 
 __all__ = ["check_is_program", "load_program"]
 
 _WRITE: Final = "write it with torch.export.save(torch.export.export(model.eval(), inputs), path)"
-_LOGGERS: Final = ("torch.export", "torch._export")
 
 
 def check_is_program(path: Path) -> None:
@@ -46,16 +43,18 @@ def load_program(path: Path) -> ExportedProgram:
     Raises:
         GraphInputError: it cannot be read.
     """
-    with _kept_from_the_terminal() as logged:
+    with torch_kept_quiet() as kept:
         try:
-            return torch.export.load(path)
+            program = torch.export.load(path)
         # What a broken file raises is not documented: errors of zip, of JSON, of tensors.
         except Exception as error:
-            causes = [record.exc_info[1] for record in logged if record.exc_info]
+            causes = [record.exc_info[1] for record in kept.records if record.exc_info]
             cause = next((cause for cause in causes if cause is not None), error)
             raise GraphInputError(
                 f"torch.export.load cannot read {path}: {first_line(cause)}", hint=_WRITE
             ) from error
+    kept.tell()
+    return program
 
 
 def _instead(path: Path, kind: FileKind) -> str:
@@ -71,30 +70,3 @@ def _instead(path: Path, kind: FileKind) -> str:
     if kind.name == "torch-save":
         return f"a module or a state_dict has no graph: {_WRITE}"
     return _WRITE
-
-
-@contextmanager
-def _kept_from_the_terminal() -> Generator[list[logging.LogRecord]]:
-    """What torch logs as it loads a program, instead of on stderr: the error says it."""
-    kept = _Keep()
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    # torch gives its loggers handlers of their own.
-    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [kept], False
-    try:
-        yield kept.records
-    finally:
-        for logger, handlers, propagates in before:
-            logger.handlers, logger.propagate = handlers, propagates
-
-
-class _Keep(logging.Handler):
-    """Keeps records."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)

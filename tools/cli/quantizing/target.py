@@ -14,11 +14,12 @@ from ....backends.composable import ComposableQuantizer
 from ....backends.registry import backend_names, get_backend
 from ....errors import OptionError, UnsupportedError
 from ....ir.attributes import nested_graph_modules
-from ....ir.location import module_stack
+from ....ir.location import module_path, module_stack
 from ....ir.quantizer import Quantizer
 from ....matchers.operator_pattern import Mode
 from ....passes import PassManager, Pipeline
 from ....passes.registry import unknown_name
+from ...explain.folded import FoldedExplanation, folded_into
 from .options import about_option
 
 __all__ = [
@@ -136,6 +137,7 @@ def check_left_float(exported: GraphModule, left_float: Iterable[str], backend: 
 
     Raises:
         UnknownNameError: there are none in one of them; the hint has the nearest names.
+        OptionError: those in it are folded into others.
     """
     names = tuple(left_float)
     if not names:
@@ -147,8 +149,19 @@ def check_left_float(exported: GraphModule, left_float: Iterable[str], backend: 
     operators = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
     paths = dict.fromkeys(call.path for node in operators for call in module_stack(node.meta) if call.path)
     for name in names:
-        if not any(f"{path}.".startswith(f"{name}.") for path in paths):
-            raise unknown_name("module with operators to leave float", name, tuple(paths))
+        if any(f"{path}.".startswith(f"{name}.") for path in paths):
+            continue
+        for gone in folded_into(canonical, name):
+            raise _folded(gone, canonical)
+        raise unknown_name("module with operators to leave float", name, tuple(paths))
+
+
+def _folded(gone: FoldedExplanation, canonical: GraphModule) -> OptionError:
+    into = next(module_path(node.meta) for node in canonical.graph.nodes if node.name == gone.into)
+    return OptionError(
+        f"there is nothing in {gone.module} to leave float: {gone}",
+        hint=f"leave both float with --left-float {into}" if into else "name the module around both",
+    )
 
 
 def _parts(backend: Backend) -> tuple[Backend, ...]:

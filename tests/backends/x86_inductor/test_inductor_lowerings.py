@@ -1,8 +1,8 @@
-"""Compiling int8 linears whose weights are no constants of the compiled graph.
+"""Compiling int8 operators whose weights are no constants of the compiled graph, and in bodies.
 
-``unfrozen_linear`` and ``prepack`` of ``lowbit.backends.x86_inductor`` are the modules that know Inductor's
-lowering table and oneDNN's packing operators. These tests say which of their names are relied on; should they
-move, it is those modules that change.
+``inductor_lowerings`` and ``prepack`` of ``lowbit.backends.x86_inductor`` are the modules that know the
+lowering table of Inductor and the packing operators of oneDNN. These tests say which names are relied
+on; should they move, it is those modules that change.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import inspect
 
 import pytest
 import torch
+from lowbit.backends.x86_inductor.inductor_lowerings import register_lowerings
 from lowbit.backends.x86_inductor.prepack import QCONV_PREPACK, QLINEAR_PREPACK, register_fakes
-from lowbit.backends.x86_inductor.unfrozen_linear import register_lowerings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -1,4 +1,4 @@
-"""Compiling oneDNN's int8 operators without freezing, and in bodies of control flow.
+"""Inductor's lowerings of oneDNN's int8 operators, without freezing and in bodies of control flow too.
 
 Inductor's lowerings of the operator ask for a weight that freezing made a constant of the compiled graph, and
 stop with an assertion on any other. Nothing behind them needs that but autotuning, so for weights that are
@@ -6,7 +6,7 @@ inputs of the graph the same extern kernels are built here. What bodies of ``con
 lowerings besides is added to those of all of these operators.
 
 This is the one module that uses Inductor's lowering table and its oneDNN nodes;
-``tests/backends/x86_inductor/test_unfrozen_linear.py`` says when they move.
+``tests/backends/x86_inductor/test_inductor_lowerings.py`` says when they move.
 """
 
 from __future__ import annotations
