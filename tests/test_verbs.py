@@ -205,7 +205,6 @@ def test_an_unknown_backend(stages: dict[Stage, GraphModule]) -> None:
     assert error.hint.startswith("did you mean 'x86_inductor'")
 
 
-@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingLoweredWarning")
 def test_no_backend_at_all() -> None:
     prepared = prepare_pt2e(export(), Annotates(lambda n: {n.args[0]: SPEC}))
     converted = convert_pt2e(calibrate(prepared, [batch()], progress=False))

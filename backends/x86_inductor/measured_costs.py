@@ -65,7 +65,7 @@ def _example(node: Node) -> Tensor:
     if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
         raise UnsupportedError(
             f"the input %{node.name} has sizes that are known at run time only, so nothing can be timed",
-            hint="export with the sizes that are to be fast, or lower without autotune",
+            hint="export with the sizes that are to be fast, or lower without keep-faster-float",
         )
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
     return made.normal_() if made.is_floating_point() else made.zero_()

@@ -20,7 +20,8 @@ ONEDNN_REASONS: Final = {
         "compute in bfloat16 (propagate-bf16) and in few rows, or leave it as it is",
     ),
     "faster-in-float": Reason(
-        "its kernel was timed on this machine, and float is faster", "nothing; without autotune it is lowered"
+        "its kernel was timed on this machine, and float is faster",
+        "nothing: without the pass keep-faster-float it has its kernel",
     ),
     "column-under-stride": Reason(
         "oneDNN may be wrong for results of one column under a horizontal stride", "leave it float"

@@ -393,7 +393,6 @@ OTHER_MODES = {
 
 
 @pytest.mark.parametrize("mode", OTHER_MODES)
-@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingLoweredWarning")  # not on every CPU
 def test_modes_without_calibration(mode: str) -> None:
     model = cond()
     gm = convert_pt2e(prepared(model, X, config=OTHER_MODES[mode]))
@@ -568,7 +567,6 @@ class Gate(nn.Module):
     ],
     ids=["conv1d", "conv3d", "sum"],
 )
-@pytest.mark.filterwarnings("ignore::lowbit.errors.NothingLoweredWarning")  # not on every CPU
 def test_what_is_lowered_in_a_branch_compiles(
     layers: tuple[nn.Module, ...], shape: tuple[int, ...], count: int
 ) -> None:
