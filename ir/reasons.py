@@ -151,6 +151,11 @@ _KERNELS: Final = {
     "two-activations": Reason(
         "both factors are activations; kernels take a constant as one of them", _NOTHING
     ),
+    "other-backend": Reason(
+        "another backend takes it, which the detail names",
+        "compose the two quantizers: ComposableQuantizer([…])",
+        in_command="name both backends: --backend x86_inductor+embedding, say",
+    ),
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
     "sum-read-in-float": Reason(
         "the kernel adds and quantizes, and the sum is read in float",

@@ -7,9 +7,11 @@ nothing but the standard library. Programs that import lowbit are left as they a
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -38,6 +40,17 @@ def imports_are_done() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _is_the_command() -> bool:
+    """Whether this is the console script: no worker of it, and no other program of that name."""
+    script = Path(*sys.argv[:1])
+    return (
+        script.stem == "lowbit"
+        and script.parent == Path(sys.executable).parent
+        and multiprocessing.parent_process() is None
+        and threading.current_thread() is threading.main_thread()
+    )
+
+
 # In the background, a shell may have it ignored.
-if Path(*sys.argv[:1]).stem == "lowbit" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

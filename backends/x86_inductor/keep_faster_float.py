@@ -11,13 +11,15 @@ from torch.fx import GraphModule, Node
 
 from ...ir import quantized_decomposed as qd
 from ...ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
-from ...ir.clone import clone_graph_module, own_tensors
+from ...ir.clone import own_tensors
 from ...ir.meta import ID_KEY
+from ...ir.operators import is_precision_change
 from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import EmitInductor, PackWeights, PassContext, PassManager, Pipeline, register_pass
 from ...passes.contracts import REAL, Contract
 from .measured_costs import LoopTimes, example_inputs, measure_loops, measure_nodes
+from .merge_parallel_linears import MergeParallelLinears
 from .placement import Link, Times, cheapest_floats
 
 __all__ = ["KeepFasterFloat"]
@@ -44,19 +46,24 @@ class KeepFasterFloat:
     contract: ClassVar[Contract | None] = REAL
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
-        """Make weights float in place."""
-        loops = measure_loops()
-        regions = measured_regions(gm, context, loops)
-        floats = cheapest_floats(*costs(regions, loops))
+        """Make weights float in place.
+
+        Raises:
+            UnsupportedError: the model cannot be run on inputs that are made up from its graph.
+        """
+        with torch.random.fork_rng(devices=[]):
+            regions, loops = measured_regions(gm, context)
+        floats = cheapest_floats(*costs(regions, loops)) if loops is not None else frozenset[str]()
         made = _FloatWeights(gm)
-        left = [each for each in regions if each.name in floats and context.allows("keep", each.operator)]
+        left = [each for each in regions if each.name in floats and context.allows("keep", each.nodes[0])]
         for region in left:
-            for weight in region.weights:
-                region.operator.replace_input_with(weight, made.of(weight))
             int8, float32 = (f"{1e6 * seconds:.0f}" for seconds in attrs.astuple(region.times))
             detail = f"int8 takes {int8} µs here and float {float32}, without the loops around them"
             for node in region.nodes:
-                context.ledger.missed("faster-in-float", node, detail)
+                intended = any(map(is_precision_change, node.all_input_nodes))
+                context.ledger.missed("faster-in-float", node, detail, intended=intended)
+            for operator, weight in region.weights:
+                operator.replace_input_with(weight, made.of(weight))
         if left:
             erase_unread(gm.graph)
             delete_unused(gm)
@@ -68,85 +75,95 @@ class Region:
     """The operators that one kernel takes.
 
     Args:
-        name: of the call of the kernel.
-        operator: the operator that reads the weight.
+        name: of the node that the kernel's result is.
         nodes: all operators of the region, in graph order.
-        weights: the dequantize operators of the weight.
-        times: of the kernel and of ``operator``, in seconds.
+        weights: operators that read a weight, several where kernels were merged, each with the dequantize
+            operator of its weight.
+        times: of the kernel, and of those operators, in seconds.
     """
 
     name: str
-    operator: Node
     nodes: tuple[Node, ...]
-    weights: tuple[Node, ...]
+    weights: tuple[tuple[Node, Node], ...]
     times: Times
 
 
-def measured_regions(gm: GraphModule, context: PassContext, loops: LoopTimes) -> tuple[Region, ...]:
-    """What ``gm`` lowers to, timed; operators that may as well be float."""
-    inputs = example_inputs(gm)
-    work = clone_graph_module(gm)
+def measured_regions(gm: GraphModule, context: PassContext) -> tuple[list[Region], LoopTimes | None]:
+    """What ``gm`` lowers to, timed: operators that may as well be float; and the loops, if there are any."""
+    work = PassManager(()).run(gm, Pipeline(()))
     own_tensors(work)  # what the model writes into is the user's
     trial_context = attrs.evolve(context, ledger=context.ledger.copy(), gate=None)
-    trial = PassManager(()).run(work, Pipeline((EmitInductor(), PackWeights())), trial_context)
-    operators: dict[str, list[str]] = {}
+    trial = PassManager(()).run(work, _TRIAL, trial_context)
+    members: dict[str, list[str]] = {}
     for decision in trial_context.ledger.decisions:
-        if decision.status == "quantized" and decision.runs_at:
-            operators.setdefault(decision.runs_at, []).append(decision.node)
-    nodes = {node.name: node for node in gm.graph.nodes}
-    found = [
-        (name, region)
-        for name, members in operators.items()
-        if (region := _region([nodes[member] for member in members if member in nodes])) is not None
-    ]
+        if decision.status == "quantized" and decision.kernel.startswith("onednn."):
+            members.setdefault(decision.runs_at, []).append(decision.node)
+    now = {node.name: node for node in gm.graph.nodes}
+    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    found: dict[str, tuple[Node, ...]] = {}
+    for name, operators in members.items():
+        nodes = sorted((now[operator] for operator in operators if operator in now), key=order.__getitem__)
+        if _may_be_float(nodes):
+            found[name] = tuple(nodes)
     if not found:
-        return ()
+        return [], None
+    inputs = example_inputs(gm)
     int8, float32 = measure_nodes(trial, inputs), measure_nodes(work, inputs)
-    last = {name: members[-1] for name, (_, members, _) in found}
-    taken = _seconds_of_kernels(trial, last, int8, loops)
-    return tuple(
-        Region(name, operator, members, weights, Times(taken[name], float32[operator.name]))
-        for name, (operator, members, weights) in found
-    )
+    loops = measure_loops()
+    kernels = {node.name: node for node in trial.graph.nodes}
+    regions: list[Region] = []
+    for name, nodes in found.items():
+        weights = tuple((node, weight) for node in nodes for weight in _weights(node))
+        in_int8 = _seconds_of_kernel(kernels[name], nodes[-1], now, int8, loops)
+        in_float = sum(float32[node.name] for node, _ in weights)
+        regions.append(Region(name, nodes, weights, Times(in_int8, in_float)))
+    return regions, loops
 
 
-def _region(members: Sequence[Node]) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
-    """Operator, all nodes and weights, or None where there is no weight or a scale is found at run time."""
-    read = [source for node in members for source in node.all_input_nodes if qd.is_dequantize(source)]
-    weights = tuple(node for node in read if all(map(is_constant, node.all_input_nodes)))
-    others = [node for node in read if node not in weights]
-    if not weights or not others or any(node.target is not qd.DEQUANTIZE_PER_TENSOR for node in others):
-        return None
-    operator = next(node for node in members if weights[0] in node.all_input_nodes)
-    return operator, tuple(members), weights
+# Without packing nothing would be known of a kernel's time: it would pack at every call.
+_TRIAL: Final = Pipeline((EmitInductor(), MergeParallelLinears(), PackWeights()))
 
 
-def _seconds_of_kernels(
-    trial: GraphModule, last: Mapping[str, Node], seconds: Mapping[str, float], loops: LoopTimes
-) -> dict[str, float]:
-    """Seconds of each kernel, and of the compiler's loop behind it where that does what the kernel cannot.
+def _weights(node: Node) -> list[Node]:
+    """The dequantize operators of constants that ``node`` reads."""
+    read = [source for source in node.all_input_nodes if qd.is_dequantize(source)]
+    return [source for source in read if all(map(is_constant, source.all_input_nodes))]
+
+
+def _may_be_float(nodes: Sequence[Node]) -> bool:
+    """Whether there is a weight, and activations have scales that are known."""
+    read = [source for node in nodes for source in node.all_input_nodes if qd.is_dequantize(source)]
+    weights = {weight for node in nodes for weight in _weights(node)}
+    others = [source for source in read if source not in weights]
+    return bool(weights and others) and all(node.target is qd.DEQUANTIZE_PER_TENSOR for node in others)
+
+
+def _seconds_of_kernel(
+    result: Node, last: Node, known: Mapping[str, Node], seconds: Mapping[str, float], loops: LoopTimes
+) -> float:
+    """Seconds of a kernel, of what brings its inputs into form, and of the loop behind it, if it needs one.
 
     Args:
-        trial: the lowered model.
-        last: the last node that each kernel takes, by the name of the node that the kernel's result is.
-        seconds: of each node of ``trial``.
-        loops: of the compiler.
+        result: the node that the kernel's result is, in the lowered model.
+        last: the last operator that it takes.
+        known: the nodes of the model before, by name; others were put there by lowering.
+        seconds: of each node of the lowered model.
+        loops: of the compiler: what a kernel cannot do of itself is one.
     """
-    by_name = {node.name: node for node in trial.graph.nodes}
-    taken: dict[str, float] = {}
-    for name, node in last.items():
-        result = kernel = by_name[name]
-        while kernel.target.namespace != "onednn":
-            kernel = kernel.all_input_nodes[0]
-        taken[name] = seconds[kernel.name]
-        if result is not kernel and qd.is_quantize(result):
-            taken[name] += _elements(node) * loops.quantizing
-        elif result.target is _CLAMP:
-            taken[name] += _elements(node) * loops.dequantizing  # it reads integers, which is what takes time
+    kernel: Any = result
+    while kernel.target.namespace != "onednn":
+        kernel = kernel.all_input_nodes[0]
+    copies = (n for n in kernel.all_input_nodes if n.target in _COPIES and n.name not in known)
+    taken = seconds[kernel.name] + sum(seconds[n.name] for n in copies)
+    if result is not kernel and qd.is_quantize(result):
+        taken += _elements(last) * loops.quantizing
+    elif result.target is _CLAMP:
+        taken += _elements(last) * loops.dequantizing  # it reads integers, which is what takes time
     return taken
 
 
 _CLAMP: Final = torch.ops.aten.clamp.default
+_COPIES: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten.contiguous.default})
 
 
 _MARGIN: Final = 1.1
@@ -163,57 +180,59 @@ def costs(regions: Sequence[Region], loops: LoopTimes) -> tuple[dict[str, Times]
         times[name] = Times(times[name].int8 + int8, times[name].float32 + float32)
 
     for region in regions:
-        for tensor, quantize in _read(region):
-            size = _elements(tensor)
-            source = region_of.get(_maker(quantize))
-            if source is None:
-                # Some loop makes it, and rounds it as well.
-                add(region.name, int8=size * (loops.quantizing - loops.plain))
-                add(region.name, float32=size * (loops.rounding - loops.plain))
-            else:
-                links.append(
-                    Link(
-                        source.name,
-                        region.name,
-                        to_float=size * loops.dequantizing,
-                        to_int8=size * loops.quantizing,
-                        in_float=size * loops.rounding,
+        for quantize in _read(region):
+            for maker in _makers(quantize):
+                size = _elements(maker)
+                source = region_of.get(maker)
+                if source is None:
+                    # Some loop makes it, and rounds it as well.
+                    add(region.name, int8=size * (loops.quantizing - loops.plain))
+                    add(region.name, float32=size * (loops.rounding - loops.plain))
+                elif source is not region:
+                    links.append(
+                        Link(
+                            source.name,
+                            region.name,
+                            to_float=size * loops.dequantizing,
+                            to_int8=size * loops.quantizing,
+                            in_float=size * loops.rounding,
+                        )
                     )
-                )
         for size in _read_by_loops(region, region_of):
             add(region.name, int8=size * (loops.dequantizing - loops.plain))
             add(region.name, float32=size * (loops.rounding - loops.plain))
     return times, links
 
 
-def _read(region: Region) -> Iterator[tuple[Node, Node]]:
-    """The activations that a region reads in low precision, and what quantizes each."""
-    for node in region.nodes:
-        for source in node.all_input_nodes:
-            if qd.is_dequantize(source) and source not in region.weights:
-                quantize = source.args[0]
-                assert isinstance(quantize, Node)
-                yield source, quantize
+def _read(region: Region) -> list[Node]:
+    """What quantizes the activations that a region reads in low precision, each once."""
+    weights = {weight for _, weight in region.weights}
+    read = [source for node in region.nodes for source in node.all_input_nodes if qd.is_dequantize(source)]
+    found = [source.args[0] for source in read if source not in weights]
+    return list(dict.fromkeys(node for node in found if isinstance(node, Node)))
 
 
-def _maker(quantize: Node) -> Node:
-    """What computed the tensor that ``quantize`` reads, past what only moves its values in low precision."""
-    node = quantize
-    while qd.is_quantize(node) or qd.is_dequantize(node) or _moves(node):
-        (node, *_) = node.all_input_nodes
-    return node
+def _makers(quantize: Node) -> Iterator[Node]:
+    """What computed the tensors that ``quantize`` reads, past what only moves values in low precision."""
+    if qd.is_quantize(quantize) or qd.is_dequantize(quantize) or _moves(quantize):
+        for source in quantize.all_input_nodes:
+            if isinstance(source.meta.get("val"), torch.Tensor) and source.op != "get_attr":
+                yield from _makers(source)
+    else:
+        yield quantize
 
 
 def _moves(node: Node) -> bool:
-    """Whether ``node`` reads one tensor in low precision and returns its values as they are."""
+    """Whether ``node`` reads tensors of one scale in low precision and returns their values as they are."""
     sources = node.all_input_nodes
-    between = len(sources) == 1 and qd.is_dequantize(sources[0]) and all(map(qd.is_quantize, node.users))
-    return between and len({n.args[1:] for n in (*sources, *node.users)}) == 1
+    if not sources or not all(map(qd.is_dequantize, sources)) or not all(map(qd.is_quantize, node.users)):
+        return False
+    return len({n.args[1:] for n in (*sources, *node.users)}) == 1
 
 
 def _read_by_loops(region: Region, region_of: Mapping[Node, Region]) -> Iterator[int]:
     """The sizes of what others than regions read of what the region writes in low precision."""
-    for quantize in region.nodes[-1].users:
+    for quantize in dict.fromkeys(user for node in region.nodes for user in node.users):
         for dequantize in quantize.users if qd.is_quantize(quantize) else ():
             for reader in dequantize.users:
                 if reader not in region_of and not _moves(reader) and reader.op != "output":

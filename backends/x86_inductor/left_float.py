@@ -18,8 +18,9 @@ _TWO_ACTIVATIONS: Final = Refusal(
     "the int8 products of oneDNN that torch has take a packed constant as one factor, and no batches",
 )
 _POINTWISE: Final = Refusal("pointwise", "it has no int8 kernel of its own")
-_TRANSPOSED: Final = Refusal("no-int8-kernel", "torch has no transposed int8 convolution of oneDNN")
+_TRANSPOSED: Final = Refusal("no-int8-kernel", "Inductor has no kernel of a transposed int8 convolution")
 _RECURRENT: Final = Refusal("recurrent", "it is one operator of many steps, and has no int8 kernel")
+_EMBEDDING: Final = Refusal("other-backend", "embedding")
 
 LEFT_FLOAT: Final[Mapping[Any, Refusal]] = {
     **dict.fromkeys(
@@ -53,6 +54,7 @@ LEFT_FLOAT: Final[Mapping[Any, Refusal]] = {
         ),
         _TRANSPOSED,
     ),
+    _aten.embedding.default: _EMBEDDING,
     **dict.fromkeys(
         (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input), _RECURRENT
     ),

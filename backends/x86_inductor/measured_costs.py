@@ -13,6 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ...errors import UnsupportedError
 from ...ir import quantized_decomposed as qd
+from ...ir.attributes import get_tensor
+from ...ir.oracle import written_targets
 
 __all__ = ["LoopTimes", "example_inputs", "measure_loops", "measure_nodes"]
 
@@ -24,12 +26,26 @@ _ELEMENTS: Final = 2**16
 def measure_nodes(gm: GraphModule, inputs: tuple[Any, ...]) -> dict[str, float]:
     """Seconds of each call of ``gm``, by the name of its node: the shortest of several runs.
 
-    What disturbs a run only ever makes it longer.
+    What disturbs a run only ever makes it longer. What the graph writes into is before each run, and in the
+    end, as it was.
+
+    Raises:
+        UnsupportedError: it cannot be run on ``inputs``.
     """
     timer = _Timer(gm)
-    with torch.no_grad():
-        for _ in range(_RUNS):
-            timer.run(*inputs)
+    written = {target: get_tensor(gm, target) for target in sorted(written_targets(gm.graph))}
+    kept = {target: tensor.clone() for target, tensor in written.items()}
+    try:
+        with torch.no_grad():
+            for _ in range(_RUNS):
+                timer.run(*inputs)
+                for target, tensor in written.items():
+                    tensor.copy_(kept[target])
+    except Exception as error:
+        raise UnsupportedError(
+            f"nothing can be timed: the model does not run on made-up inputs: {error}",
+            hint="lower it without keep-faster-float",
+        ) from error
     return timer.seconds
 
 
@@ -54,21 +70,34 @@ class _Timer(Interpreter):
 def example_inputs(gm: GraphModule) -> tuple[Any, ...]:
     """Inputs of the shapes and dtypes that ``gm`` was exported with: noise, or zeros for integers.
 
+    What is no tensor is what it was when the model was exported.
+
     Raises:
-        UnsupportedError: a size is known at run time only, or an input is no tensor.
+        UnsupportedError: a size is known at run time only.
     """
     return tuple(map(_example, gm.graph.find_nodes(op="placeholder")))
 
 
-def _example(node: Node) -> Tensor:
+def _example(node: Node) -> Any:
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
+    if isinstance(value, torch.SymInt) or not all(isinstance(size, int) for size in _sizes(value)):
         raise UnsupportedError(
             f"the input %{node.name} has sizes that are known at run time only, so nothing can be timed",
             hint="export with the sizes that are to be fast, or lower without keep-faster-float",
         )
-    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    if not isinstance(value, Tensor):
+        return value
+    # An expanded tensor has one element at several places, which cannot be filled.
+    is_expanded = any(
+        size > 1 and not stride for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
+    strides = torch.empty(value.shape, device="meta").stride() if is_expanded else value.stride()
+    made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
     return made.normal_() if made.is_floating_point() else made.zero_()
+
+
+def _sizes(value: object) -> tuple[object, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 @attrs.frozen
@@ -90,7 +119,8 @@ class LoopTimes:
 
 def measure_loops() -> LoopTimes:
     """Compile and time the loops, each with a ReLU in it, as they mostly have something to do besides."""
-    x, q = torch.randn(_ELEMENTS), torch.randint(0, 128, (_ELEMENTS,), dtype=torch.uint8)
+    x = torch.linspace(-1, 1, _ELEMENTS, dtype=torch.float32, device="cpu")
+    q = (64 * (x + 1)).to(torch.uint8)
     return LoopTimes(
         plain=_seconds(torch.relu, x),
         quantizing=_seconds(lambda x: _quantize(torch.relu(x)), x),
@@ -120,7 +150,8 @@ def _seconds(loop: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Seconds an element, without what the call takes by itself."""
     compiled = torch.compile(loop, dynamic=True)
     with torch.no_grad():
-        return max(0.0, _shortest(compiled, x) - _shortest(compiled, x[:64])) / len(x)
+        whole, least = (min(_shortest(compiled, part) for _ in range(2)) for part in (x, x[:64]))
+    return max(0.0, whole - least) / len(x)
 
 
 def _shortest(call: Callable[[Tensor], Tensor], x: Tensor) -> float:

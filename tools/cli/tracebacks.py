@@ -27,7 +27,7 @@ def without_ours(error: BaseException, is_hidden: Callable[[str], bool]) -> str:
 def innermost_line(error: BaseException) -> str:
     """``file:line: code`` of the innermost frame that is neither this program's nor torch's, or ""."""
     found = traceback.TracebackException.from_exception(error)
-    for summary, module in reversed(list(zip(found.stack, _modules(error), strict=True))):
+    for summary, module in reversed(list(zip(found.stack, _modules(error), strict=False))):
         is_file = not summary.filename.startswith("<")
         if is_file and not _is_of(module, (*_OURS, "torch")):
             return f"{summary.filename}:{summary.lineno}: {summary.line}"
@@ -39,7 +39,7 @@ def _leave_out(
 ) -> None:
     kept = [
         summary
-        for summary, module in zip(found.stack, _modules(error), strict=True)
+        for summary, module in zip(found.stack, _modules(error), strict=False)
         if not _is_of(module, (*_OURS, *_PLUMBING))
     ]
     found.stack[:] = kept
@@ -51,7 +51,10 @@ def _leave_out(
 
 
 def _modules(error: BaseException) -> list[str]:
-    """The name of the module of each frame: by files, whatever lies in this repository would be ours."""
+    """The name of the module of each frame: by files, whatever lies in this repository would be ours.
+
+    Of a stack there may be fewer: ``sys.tracebacklimit`` cuts it.
+    """
     frames = traceback.walk_tb(error.__traceback__)
     return [_name(frame.f_globals) for frame, _ in frames]
 

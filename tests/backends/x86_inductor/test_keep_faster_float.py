@@ -55,6 +55,7 @@ def converted(model: nn.Module, *inputs: Tensor, **export: object) -> GraphModul
     assert isinstance(exported, GraphModule)
     prepared = prepare_pt2e(exported, quantizer)
     prepared(*inputs)
+    prepared(-inputs[0], *inputs[1:])  # the other branch, of those who have one
     return convert_pt2e(prepared)
 
 
@@ -139,30 +140,144 @@ def test_the_model_is_left_as_it_was(model: GraphModule, measured) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-class Counter(nn.Module):
-    """Counts its calls."""
+class Cache(nn.Module):
+    """Keeps what it computed, four times at most."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
-        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("rows", torch.zeros(4, 4))
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.rows.index_copy_(0, self.calls, y)
         self.calls.add_(1)
-        return self.linear(x) + self.calls
+        return y + self.rows.sum(0)
 
 
 def test_measuring_does_not_count_as_a_call() -> None:
-    x = torch.randn(2, 4)
-    model = converted(Counter(), x)
-    calls = model.calls.clone()
-    inputs = example_inputs(model)
-    assert [i.shape for i in inputs] == [x.shape]
+    model = converted(Cache(), torch.randn(1, 4))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    state = torch.get_rng_state()
+    lowered = tuned(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    for gm in (model, lowered):
+        assert torch.equal(gm.rows, before["rows"])
+        assert torch.equal(gm.calls, before["calls"])
+
+
+class Branches(nn.Module):
+    """A linear, and one in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside, self.inside = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.outside(x)
+        return torch.cond(x.sum() > 0, self.inside, torch.relu, (x,))
+
+
+def test_branches_stay_as_they_are(measured) -> None:
+    measured(lambda n: 40, lambda n: 20)
+    torch.manual_seed(0)
+    model = converted(Branches(), X[0, 0, :2, :4])
+    x = X[0, 0, :2, :4]
+    lowered = tuned(model)
+    assert floats(lowered) == ["linear"]
+    torch.testing.assert_close(lowered(x), model(x), rtol=0, atol=1e-6)
+
+
+class Dense(nn.Module):
+    """Convolutions whose results are concatenated for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(torch.cat([x, self.second(x).relu()], 1))
+
+
+def test_between_integers_that_are_concatenated_there_is_no_loop(measured) -> None:
+    model = converted(Dense(), X)
+    # As fast in either form: what decides is what would be between them.
+    measured(lambda n: 20, lambda n: 18, loop=0.01)
+    assert floats(tuned(model)) == []
+
+
+class Attention(nn.Module):
+    """Linears of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = (part(x) for part in self.parts)
+        return first.softmax(-1) * second + third
+
+
+def test_linears_that_are_merged_are_timed_as_one_kernel(measured) -> None:
+    x = X[0, 0, :2, :4]
+    model = converted(Attention(), x)
+    measured(lambda n: 40, lambda n: 20)
+    assert floats(tuned(model)) == []
+    measured(lambda n: 70, lambda n: 20)
+    assert floats(tuned(model)) == ["linear", "linear_1", "linear_2"]
+
+
+def test_a_model_that_was_loaded_says_so_too(measured, tmp_path) -> None:
+    model = converted(nn.Linear(4, 4), X[0, 0, :2, :4])
+    torch.export.save(torch.export.export(model, (X[0, 0, :2, :4],)), tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    measured(lambda n: 40, lambda n: 20)
     lower = get_backend("x86_inductor").lower
     assert lower is not None
-    lowered = lower_pt2e(model, pipeline=lower.before("emit-inductor", KeepFasterFloat()))
-    assert torch.equal(model.calls, calls)
-    assert torch.equal(lowered.calls, calls)
+    lowered = lower_pt2e(loaded, "x86_inductor", pipeline=lower.before("emit-inductor", KeepFasterFloat()))
+    (missed,) = lowering_report(lowered).missed
+    assert missed.reason == "faster-in-float"
+
+
+class Odd(nn.Module):
+    """Inputs that are expanded, and no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor, times: int, nothing: None) -> Tensor:
+        return self.linear(x) * mask * times
+
+
+def test_inputs_are_made_up_as_the_graph_says() -> None:
+    mask = torch.ones(1, 4).expand(2, 4)
+    exported = torch.export.export(Odd().eval(), (torch.randn(2, 4), mask, 3, None)).module()
+    assert isinstance(exported, GraphModule)
+    x, like_mask, times, nothing = example_inputs(exported)
+    assert x.shape == like_mask.shape == (2, 4)
+    assert (times, nothing) == (3, None)
+
+
+class Checks(nn.Module):
+    """A linear of data that zeros are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        torch._check(count.item() >= 1)
+        return self.linear(x)
+
+
+def test_what_does_not_run_on_made_up_inputs_cannot_be_timed() -> None:
+    model = converted(Checks(), torch.randn(2, 4), torch.tensor(2))
+    with pytest.raises(UnsupportedError, match="does not run on made-up inputs"):
+        tuned(model)
 
 
 def test_sizes_of_run_time_cannot_be_timed() -> None:
