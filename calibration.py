@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from .errors import CalibrationDataError, GraphInputError, StageError
 from .ir.attributes import nested_graph_modules
@@ -57,7 +58,7 @@ def calibrate(
             hint="calibrate what prepare_pt2e returned, before convert_pt2e",
         )
     before = _statistics(model)
-    inputs = len(model.graph.find_nodes(op="placeholder"))
+    inputs = _inputs(model)
     seen = 0
     try:
         with torch.no_grad(), observing(model), _bar(progress) as bar:
@@ -97,6 +98,17 @@ def _start(bar: Progress | None, data: Iterable[Any], steps: int | None) -> Task
     return bar.add_task("calibrating", total=total)
 
 
+def _inputs(model: GraphModule) -> int:
+    """The number of arguments of the model: nested ones, of several placeholders, are one each."""
+    placeholders = len(model.graph.find_nodes(op="placeholder"))
+    # As exported programs have it: what takes nested arguments apart when the model is called.
+    spec: Any = getattr(model, "_in_spec", None)
+    if spec is None or spec.num_leaves != placeholders:
+        return placeholders
+    args, kwargs = pytree.tree_unflatten(range(placeholders), spec)
+    return len(args) + len(kwargs)
+
+
 def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model out of a batch."""
     if isinstance(batch, torch.Tensor):
@@ -104,8 +116,7 @@ def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], di
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, Sequence) and not isinstance(batch, str):
-        # An input that is itself a tuple or list has several placeholders, and then stands alone in the
-        # batch.
+        # Without the structure of its inputs, a model has one that is a tuple or list as several.
         alone = len(batch) == 1 and not isinstance(batch[0], torch.Tensor)
         if len(batch) >= inputs or alone:
             return tuple(batch[:inputs]), {}

@@ -154,7 +154,7 @@ _KERNELS: Final = {
     "other-backend": Reason(
         "another backend takes it, which the detail names",
         "compose the two quantizers: ComposableQuantizer([…])",
-        in_command="name both backends: --backend x86_inductor+embedding, say",
+        in_command="name both backends, with a plus between them: --backend …+…",
     ),
     "recurrent": Reason("it is one operator of many steps, and has no int8 kernel", _NOTHING),
     "sum-read-in-float": Reason(

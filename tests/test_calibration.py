@@ -136,6 +136,23 @@ def test_a_model_of_one_input_takes_tensors() -> None:
     assert observed[0] == observed[1] == 14
 
 
+def test_nested_inputs_are_one_each() -> None:
+    class Model(nn.Module):
+        def forward(self, named: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+            return F.linear(named["first"], self.weight) + named["second"] + x
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+    x = torch.randn(4, 4)
+    inputs = ({"first": x, "second": x}, x)
+    prepared = prepare(Model(), inputs)
+    calibrate(prepared, [inputs, (*inputs, "a label")], progress=False)
+    with pytest.raises(CalibrationDataError, match="batch 0 has 1 entries, and the model takes 2 inputs"):
+        calibrate(prepared, [(x,)], progress=False)
+
+
 def test_an_input_that_is_a_tuple_stands_alone_in_its_batch() -> None:
     torch.manual_seed(0)
     model = prepare(Nested(), ((torch.randn(2, 4), torch.randn(2, 3)),))
