@@ -30,7 +30,15 @@ from .schema import (
     signature,
 )
 
-__all__ = ["Aliases", "aliased_inputs", "find_aliases", "is_write", "written_inputs", "written_values"]
+__all__ = [
+    "Aliases",
+    "aliased_inputs",
+    "find_aliases",
+    "is_write",
+    "written_inputs",
+    "written_memory",
+    "written_values",
+]
 
 # Composite operators, of those that networks use, that always return new memory.
 # fmt: off
@@ -122,6 +130,16 @@ def written_values(graph: Graph) -> frozenset[Node]:
                 written.add(source)
                 todo.append(source)
     return frozenset(written)
+
+
+def written_memory(graph: Graph) -> Callable[[Node], bool]:
+    """A function that says whether a value of ``graph`` may share memory with one that calls write into."""
+    written = [value for node in graph.nodes for value in written_inputs(node)]
+    if not written:
+        return lambda value: False
+    aliases = find_aliases(graph)
+    groups = {aliases.group(value) for value in written}
+    return lambda value: aliases.group(value) in groups
 
 
 def _updates_statistics(node: Node, target: OpOverload) -> bool:

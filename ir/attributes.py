@@ -11,6 +11,7 @@ import itertools
 import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from ..errors import GraphInputError, UnknownNameError
 from .aliasing import aliased_inputs, written_inputs, written_values
@@ -23,6 +24,7 @@ __all__ = [
     "constants",
     "delete_unused",
     "drop_tensor",
+    "evaluate",
     "find_attribute",
     "get_attribute",
     "get_tensor",
@@ -262,6 +264,18 @@ def constant_value(gm: torch.nn.Module, node: Node) -> torch.Tensor:
             hint="check is_constant first",
         )
     return get_tensor(gm, str(node.target)).detach()
+
+
+def evaluate(gm: torch.nn.Module, node: Node) -> torch.Tensor:
+    """What the call ``node`` returns, whose inputs are all constant (see :func:`is_constant`)."""
+
+    def value(source: Node) -> torch.Tensor:
+        return get_tensor(gm, str(source.target)).detach()
+
+    args, kwargs = map_arg((node.args, node.kwargs), value)
+    assert callable(node.target)
+    with torch.no_grad():
+        return node.target(*args, **kwargs)
 
 
 def nested_graph_modules(gm: GraphModule) -> tuple[GraphModule, ...]:

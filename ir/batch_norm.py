@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from .schema import OpOverload, argument, signature
 
-__all__ = ["BATCH_NORMS", "Norm", "NotFoldable", "producer_layout", "read_norm"]
+__all__ = ["BATCH_NORMS", "PRODUCERS", "Norm", "NotFoldable", "producer_layout", "read_norm"]
 
 _aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ BATCH_NORMS: tuple[OpOverload, ...] = (
 _TRANSPOSED: frozenset[OpOverload] = frozenset(
     {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
 )
-_PRODUCERS: frozenset[OpOverload] = _TRANSPOSED | {
+PRODUCERS: frozenset[OpOverload] = _TRANSPOSED | {
     _aten.conv1d.default,
     _aten.conv1d.padding,
     _aten.conv2d.default,
@@ -39,6 +39,7 @@ _PRODUCERS: frozenset[OpOverload] = _TRANSPOSED | {
     _aten.convolution.default,
     _aten.linear.default,
 }
+"""What a BatchNorm can be folded into: the products of a weight."""
 
 
 @attrs.define
@@ -107,7 +108,7 @@ def producer_layout(producer: Node, norm: Norm) -> tuple[int, bool]:
             (axis 1) are not those it puts out.
     """
     target = producer.target
-    weight = argument(producer, "weight") if target in _PRODUCERS else None
+    weight = argument(producer, "weight") if target in PRODUCERS else None
     value, shape = producer.meta.get("val"), weight.meta.get("val") if isinstance(weight, Node) else None
     if not isinstance(value, torch.Tensor) or not isinstance(shape, torch.Tensor) or shape.ndim < 2:
         raise NotFoldable("not-after-convolution", f"its input is {producer.target}")

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError
 from . import quantized_decomposed as qd
-from .attributes import get_attribute, is_constant
+from .attributes import constants, get_attribute
 from .location import locate
 from .schema import HigherOrderOperator, OpOverload, operator_name
 from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
@@ -79,7 +79,8 @@ class Memory:
 
 def written_targets(graph: Graph) -> frozenset[str]:
     """The attributes that ``graph`` writes into, through whichever of the nodes that read them."""
-    return frozenset(str(n.target) for n in graph.find_nodes(op="get_attr") if not is_constant(n))
+    constant = constants(graph)
+    return frozenset(str(n.target) for n in graph.find_nodes(op="get_attr") if n not in constant)
 
 
 def version_of(tensor: torch.Tensor) -> int:

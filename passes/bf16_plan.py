@@ -11,11 +11,11 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir import quantized_decomposed as qd
-from ..ir.aliasing import find_aliases, is_write, written_inputs
+from ..ir.aliasing import is_write
 from ..ir.schema import OpOverload, argument, operator_name, signature
 from .bf16_operators import COMPUTE_IN_BFLOAT16, MOVE_VALUES, PROMOTE, RECURRENT, STAY_FLOAT32
 
-__all__ = ["ASSERT_METADATA", "Rule", "make_plan", "written_values"]
+__all__ = ["ASSERT_METADATA", "Rule", "make_plan"]
 
 _aten = torch.ops.aten
 
@@ -41,16 +41,6 @@ class Rule(enum.Enum):
 _AS_GIVEN: Final = (
     qd.QUANTIZE_OPS | qd.DEQUANTIZE_OPS | qd.CHOOSE_QPARAMS_OPS | {qd.CONVERT_ELEMENT_TYPE, ASSERT_METADATA}
 )
-
-
-def written_values(graph: Graph) -> Callable[[Node], bool]:
-    """A function that says whether the memory of a value is written into anywhere in ``graph``."""
-    written = [value for node in graph.nodes for value in written_inputs(node)]
-    if not written:
-        return lambda value: False
-    aliases = find_aliases(graph)
-    groups = {aliases.group(value) for value in written}
-    return lambda value: aliases.group(value) in groups
 
 
 def make_plan(graph: Graph, is_written: Callable[[Node], bool]) -> dict[Node, Rule]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
-import torch
 from torch.fx import GraphModule, Node
 
 from ..ir import quantized_decomposed as qd
-from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.attributes import FreeNames, constants, delete_unused, evaluate, set_tensor
 from ..ir.specs import CAST_DTYPES
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -40,11 +38,8 @@ class FoldQuantize:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Fold in place."""
         names = FreeNames(gm)
-        # A tied weight may be quantized as often as it is used, and each look goes through the users.
-        constant = functools.cache(is_constant)
-        foldable = [
-            node for node in gm.graph.nodes if _stores_less(node) and all(map(constant, node.all_input_nodes))
-        ]
+        constant = constants(gm.graph)
+        foldable = [n for n in gm.graph.nodes if _stores_less(n) and constant.issuperset(n.all_input_nodes)]
         folded: list[Node] = []
         for node in foldable:
             if context.allows("fold", node):
@@ -62,14 +57,7 @@ def _stores_less(node: Node) -> bool:
 
 
 def _fold(gm: GraphModule, node: Node, names: FreeNames) -> None:
-    def value(argument: Any) -> Any:
-        return get_tensor(gm, str(argument.target)).detach() if isinstance(argument, Node) else argument
-
-    assert callable(node.target)
-    with torch.no_grad():
-        quantized = node.target(
-            *(value(a) for a in node.args), **{k: value(v) for k, v in node.kwargs.items()}
-        )
+    quantized = evaluate(gm, node)
     source = node.args[0]
     assert isinstance(source, Node)
     target = names.fresh(f"{source.target}_{str(quantized.dtype).removeprefix('torch.')}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
+from ..ir.attributes import FreeNames, constants, delete_unused, evaluate, set_tensor
 from ..ir.meta import PACK_KEY
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -40,11 +39,11 @@ class PackWeights:
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Pack in place."""
         names = FreeNames(gm)
-        known_constant = functools.cache(is_constant)
+        constant = constants(gm.graph)
         calls = [
             node
             for node in gm.graph.nodes
-            if node.meta.get(PACK_KEY) and all(map(known_constant, node.all_input_nodes))
+            if node.meta.get(PACK_KEY) and constant.issuperset(node.all_input_nodes)
         ]
         packed: dict[Hashable, Node] = {}
         for node in calls:
@@ -68,13 +67,7 @@ class PackWeights:
 
 def _pack(gm: GraphModule, node: Node, names: FreeNames) -> Node:
     """Run the packing call ``node``, keep its result and return the node that reads it."""
-
-    def value(argument: Any) -> Any:
-        return get_tensor(gm, str(argument.target)).detach() if isinstance(argument, Node) else argument
-
-    assert callable(node.target)
-    with torch.no_grad():
-        packed = node.target(*map(value, node.args))
+    packed = evaluate(gm, node)
     weight = node.args[0]
     assert isinstance(weight, Node)
     target = names.fresh(f"{weight.target}_packed")

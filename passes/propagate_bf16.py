@@ -13,13 +13,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from ..ir.aliasing import is_write, written_inputs
+from ..ir.aliasing import is_write, written_inputs, written_memory
 from ..ir.attributes import delete_unused
 from ..ir.inputs import replace_inputs
 from ..ir.stages import Stage
 from .base import PassContext
 from .bf16_casts import Casts
-from .bf16_plan import ASSERT_METADATA, Rule, make_plan, written_values
+from .bf16_plan import ASSERT_METADATA, Rule, make_plan
 from .bf16_values import Values
 from .contracts import ROUNDED_TO_BF16, Contract
 from .registry import register_pass
@@ -97,7 +97,7 @@ class _Propagation:
     def __init__(self, gm: GraphModule, context: PassContext) -> None:
         self.graph = gm.graph
         self.context = context
-        self.is_written = functools.cache(written_values(gm.graph))
+        self.is_written = functools.cache(written_memory(gm.graph))
         self.plan = make_plan(gm.graph, self.is_written)
         self.values = Values(gm)
         self.casts = Casts(gm, self.values, self.is_written)

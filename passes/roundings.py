@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
+from ..ir.batch_norm import PRODUCERS
 from ..ir.schema import OpOverload, operator_name, signature
 from .contracts import Contract
 from .traces import Call, Read
@@ -232,9 +233,8 @@ def _finite(value: Tensor) -> Tensor:
 
 _aten = torch.ops.aten
 
-_PRODUCTS: Final = frozenset(
+_PRODUCTS: Final = PRODUCERS | frozenset(
     {
-        _aten.linear.default,
         _aten.matmul.default,
         _aten.mm.default,
         _aten.bmm.default,
@@ -243,16 +243,6 @@ _PRODUCTS: Final = frozenset(
         _aten.addmm.default,
         _aten.baddbmm.default,
         _aten.einsum.default,
-        _aten.conv1d.default,
-        _aten.conv1d.padding,
-        _aten.conv2d.default,
-        _aten.conv2d.padding,
-        _aten.conv3d.default,
-        _aten.conv3d.padding,
-        _aten.convolution.default,
-        _aten.conv_transpose1d.default,
-        _aten.conv_transpose2d.input,
-        _aten.conv_transpose3d.input,
     }
 )
 """Linear in each of the tensors that are multiplied, and in what is added."""

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from ..ir.aliasing import is_write
+from ..ir.aliasing import written_memory
 from ..ir.attributes import find_attribute
 from ..ir.clone import clone_graph_module
 from ..ir.meta import QAT_KEY
@@ -20,7 +20,6 @@ from ..ir.oracle import Memory, Observers, run_exactly, version_of, written_targ
 from ..ir.schema import OpOverload, signature
 from ..ir.stages import Stage, get_stage
 from ..ir.train_eval import switch_to_evaluation
-from .bf16_plan import written_values
 
 __all__ = [
     "Call",
@@ -179,6 +178,4 @@ def results_of(gm: GraphModule) -> tuple[str, ...]:
 
 def written_in_place(gm: GraphModule) -> frozenset[str]:
     """The names of values whose memory is written into, as which none can be passed on."""
-    if not any(map(is_write, gm.graph.nodes)):
-        return frozenset()
-    return frozenset(node.name for node in filter(written_values(gm.graph), gm.graph.nodes))
+    return frozenset(node.name for node in filter(written_memory(gm.graph), gm.graph.nodes))

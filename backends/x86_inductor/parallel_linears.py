@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Final, cast
 
 import attrs
@@ -16,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ...ir.aliasing import aliased_inputs, written_inputs
-from ...ir.attributes import get_tensor, is_constant
+from ...ir.attributes import constants, get_tensor
 from ...matchers.operator_pattern import Refusal
 from .prepack import QLINEAR_PREPACK
 
@@ -76,7 +75,7 @@ class ParallelLinears:
 
 def parallel_linears(gm: GraphModule) -> ParallelLinears:
     """Find the linears that read the same integers, differ in weight and bias only, and give floats."""
-    constant = functools.cache(is_constant)
+    constant = constants(gm.graph)
     calls = [node for node in gm.graph.nodes if node.target in _LINEARS]
     readers_of = Counter(call.args[:WEIGHT] for call in calls)
     refused: dict[Node, Refusal] = {}
@@ -108,11 +107,11 @@ def _own_scale(call: Node) -> Refusal | None:
     return None if dtype.is_floating_point else Refusal("not-merged-own-scale")
 
 
-def _weight_form(gm: GraphModule, call: Node, constant: Callable[[Node], bool]) -> Refusal | None:
+def _weight_form(gm: GraphModule, call: Node, constant: Container[Node]) -> Refusal | None:
     packed, *others = call.args[WEIGHT : BIAS + 1]
     assert isinstance(packed, Node)
     stored = [node for node in (packed.args[0], *others) if isinstance(node, Node)]
-    if packed.target is QLINEAR_PREPACK and all(map(constant, stored)):
+    if packed.target is QLINEAR_PREPACK and all(node in constant for node in stored):
         weight, scales = (get_tensor(gm, str(node.target)) for node in stored[:2])
         if weight.shape[:1] == scales.shape:
             return None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lowbit import Pass, Stage
 from lowbit.backends.registry import get_backend
-from lowbit.backends.x86_inductor import KeepFasterFloat, MergeParallelLinears, keep_faster_float
+from lowbit.backends.x86_inductor import KeepFasterFloat, MergeParallelLinears, regions
 from lowbit.backends.x86_inductor.measured_costs import LoopTimes
 from lowbit.passes import (
     Annotate,
@@ -88,8 +88,8 @@ def _nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: 1e-6 * (zlib.crc32(what.encode()) % 11) for name, what in called}
 
     loops = LoopTimes(plain=1e-9, quantizing=2e-9, dequantizing=4e-9, rounding=3e-9)
-    monkeypatch.setattr(keep_faster_float, "measure_nodes", seconds)
-    monkeypatch.setattr(keep_faster_float, "measure_loops", lambda: loops)
+    monkeypatch.setattr(regions, "measure_nodes", seconds)
+    monkeypatch.setattr(regions, "measure_loops", lambda: loops)
 
 
 @functools.cache

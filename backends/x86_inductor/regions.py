@@ -1,0 +1,122 @@
+"""What each kernel of a model takes, and how long it and the float operators in its place run here."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from ...ir import quantized_decomposed as qd
+from ...ir.attributes import constants
+from ...ir.clone import own_tensors
+from ...passes import EmitInductor, PackWeights, PassContext, PassManager, Pipeline
+from .measured_costs import LoopTimes, example_inputs, measure_loops, measure_nodes
+from .merge_parallel_linears import MergeParallelLinears
+from .placement import Times
+
+__all__ = ["Region", "elements", "measured_regions"]
+
+
+@attrs.frozen(eq=False)
+class Region:
+    """The operators that one kernel takes.
+
+    Args:
+        name: of the node that the kernel's result is.
+        nodes: all operators of the region, in graph order.
+        weights: operators that read a weight, several where kernels were merged, each with the dequantize
+            operator of its weight.
+        times: of the kernel, and of those operators, in seconds.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    weights: tuple[tuple[Node, Node], ...]
+    times: Times
+
+
+def measured_regions(gm: GraphModule, context: PassContext) -> tuple[list[Region], LoopTimes | None]:
+    """What ``gm`` lowers to, timed: operators that may as well be float; and the loops, if there are any."""
+    work = PassManager(()).run(gm, Pipeline(()))
+    own_tensors(work)  # what the model writes into is the user's
+    trial_context = attrs.evolve(context, ledger=context.ledger.copy(), gate=None)
+    trial = PassManager(()).run(work, _TRIAL, trial_context)
+    members: dict[str, list[str]] = {}
+    for decision in trial_context.ledger.decisions:
+        if decision.status == "quantized" and decision.kernel.startswith("onednn."):
+            members.setdefault(decision.runs_at, []).append(decision.node)
+    now = {node.name: node for node in gm.graph.nodes}
+    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    constant = constants(gm.graph)
+    found: dict[str, tuple[tuple[Node, ...], tuple[tuple[Node, Node], ...]]] = {}
+    for name, operators in members.items():
+        nodes = sorted((now[operator] for operator in operators if operator in now), key=order.__getitem__)
+        weights = tuple((node, weight) for node in nodes for weight in _weights(node, constant))
+        if weights and _scales_are_fixed(nodes, {weight for _, weight in weights}):
+            found[name] = tuple(nodes), weights
+    if not found:
+        return [], None
+    inputs = example_inputs(gm)
+    int8, float32 = measure_nodes(trial, inputs), measure_nodes(work, inputs)
+    loops = measure_loops()
+    kernels = {node.name: node for node in trial.graph.nodes}
+    regions: list[Region] = []
+    for name, (nodes, weights) in found.items():
+        in_int8 = _seconds_of_kernel(kernels[name], nodes[-1], now, int8, loops)
+        in_float = sum(float32[node.name] for node, _ in weights)
+        regions.append(Region(name, nodes, weights, Times(in_int8, in_float)))
+    return regions, loops
+
+
+# Without packing nothing would be known of a kernel's time: it would pack at every call.
+_TRIAL: Final = Pipeline((EmitInductor(), MergeParallelLinears(), PackWeights()))
+
+
+def _weights(node: Node, constant: frozenset[Node]) -> list[Node]:
+    """The dequantize operators of constants that ``node`` reads."""
+    read = [source for source in node.all_input_nodes if qd.is_dequantize(source)]
+    return [source for source in read if constant.issuperset(source.all_input_nodes)]
+
+
+def _scales_are_fixed(nodes: Sequence[Node], weights: Container[Node]) -> bool:
+    """Whether ``nodes`` read activations in low precision, of scales that are known before the model runs."""
+    read = [source for node in nodes for source in node.all_input_nodes if qd.is_dequantize(source)]
+    others = [source for source in read if source not in weights]
+    return bool(others) and all(node.target is qd.DEQUANTIZE_PER_TENSOR for node in others)
+
+
+def _seconds_of_kernel(
+    result: Node, last: Node, known: Mapping[str, Node], seconds: Mapping[str, float], loops: LoopTimes
+) -> float:
+    """Seconds of a kernel, of what brings its inputs into form, and of the loop behind it, if it needs one.
+
+    Args:
+        result: the node that the kernel's result is, in the lowered model.
+        last: the last operator that it takes.
+        known: the nodes of the model before, by name; others were put there by lowering.
+        seconds: of each node of the lowered model.
+        loops: of the compiler: what a kernel cannot do of itself is one.
+    """
+    kernel: Any = result
+    while kernel.target.namespace != "onednn":
+        kernel = kernel.all_input_nodes[0]
+    copies = (n for n in kernel.all_input_nodes if n.target in _COPIES and n.name not in known)
+    taken = seconds[kernel.name] + sum(seconds[n.name] for n in copies)
+    if result is not kernel and qd.is_quantize(result):
+        taken += elements(last) * loops.quantizing
+    elif result.target is _CLAMP:
+        taken += elements(last) * loops.dequantizing  # it reads integers, which is what takes time
+    return taken
+
+
+_CLAMP: Final = torch.ops.aten.clamp.default
+_COPIES: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten.contiguous.default})
+
+
+def elements(node: Node) -> int:
+    """How many numbers there are in the tensor that ``node`` gives; 0 if it gives none."""
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, torch.Tensor) else 0
