@@ -65,8 +65,10 @@ bench: .venv-bench/.installed ## measure all but latency, next to torchao, and w
 	.venv-bench/bin/python benchmarks/overhead.py --write
 	.venv-bench/bin/python benchmarks/numeric_verification.py --write
 
+# A run that was stopped goes on where it was.
 latency: .venv-bench/.installed .venv-others/.installed ## time compiled models next to torchao, OpenVINO and ONNX Runtime: hours
-	.venv-bench/bin/python benchmarks/latency.py --write
+	.venv-bench/bin/python benchmarks/latency.py --keep .venv-bench/latency.jsonl --write
+	rm .venv-bench/latency.jsonl
 
 venv: .venv/.installed ## set up .venv
 bench-env: .venv-bench/.installed ## set up .venv-bench, which has torchao to compare with

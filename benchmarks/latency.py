@@ -67,7 +67,12 @@ def started(name: str, setting: Setting, python: str) -> Iterator[Contestant | N
         output, log = Path(folder) / "output.pt", Path(folder) / "log.txt"
         command = [python, str(HERE / "contestant.py"), name]
         command += ["--model", setting.model, "--batch", str(setting.batch), "--output", str(output)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads)}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(setting.threads),
+            # Compilers are timed too: none may find what was compiled before.
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),
+        }
         with (
             log.open("w") as errors,
             subprocess.Popen(
@@ -100,6 +105,28 @@ class Measured:
     compiled_in: dict[str, float]
     coverage: str
     sqnr_db: dict[str, float]
+
+
+def kept(file: Path | None) -> dict[Setting, Measured]:
+    """What a run before this one wrote into ``file``, a line of JSON a setting."""
+    if file is None or not file.exists():
+        return {}
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return {
+        Setting(**each["setting"]): Measured(**each["measured"] | {"timings": Timings(each["seconds"])})
+        for each in lines
+    }
+
+
+def keep(file: Path, setting: Setting, measured: Measured) -> None:
+    """Add a line to ``file`` for :func:`kept`."""
+    line = {
+        "setting": attrs.asdict(setting),
+        "seconds": dict(measured.timings.seconds),
+        "measured": attrs.asdict(measured, filter=lambda field, _: field.name != "timings"),
+    }
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
 
 
 def measure(setting: Setting, names: list[str], pythons: dict[str, str], *, rounds: int) -> Measured:
@@ -154,6 +181,12 @@ def summary(found: dict[Setting, Measured]) -> str:
 @click.option(
     "--others-python", default=".venv-others/bin/python", help="What has OpenVINO and ONNX Runtime."
 )
+@click.option(
+    "--keep",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep what is measured in this file, and do not measure again what it has from a run before.",
+)
 @write_option
 def main(
     *,
@@ -163,6 +196,7 @@ def main(
     names: tuple[str, ...],
     rounds: int,
     others_python: str,
+    file: Path | None,
     write: bool,
 ) -> None:
     """Time compiled models: float32, int8 of the default preset, and what others make of the same model."""
@@ -170,9 +204,12 @@ def main(
     wanted = [name for name in CONTESTANTS if (not names or name in names) and Path(pythons[name]).exists()]
     wanted = list(dict.fromkeys(["float32", *wanted]))
     settings = [Setting(m, b, t) for m in models for b in batches for t in threads]
+    before = kept(file)
     found: dict[Setting, Measured] = {}
     for setting in settings:
-        found[setting] = measure(setting, wanted, pythons, rounds=rounds)
+        found[setting] = before.get(setting) or measure(setting, wanted, pythons, rounds=rounds)
+        if file is not None and setting not in before:
+            keep(file, setting, found[setting])
     shown = [name for name in wanted if any(name in seen.timings.seconds for seen in found.values())]
 
     def cells(setting: Setting, values: dict[str, float], form: str) -> list[str]:
