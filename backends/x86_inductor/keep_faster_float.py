@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import attrs
@@ -15,9 +16,10 @@ from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
 from ...passes.contracts import REAL, Contract
+from .measured_costs import measure_loops
 from .placement import cheapest_floats
 from .region_costs import costs
-from .regions import measured_regions
+from .regions import Region, measured_regions
 
 __all__ = ["KeepFasterFloat"]
 
@@ -29,7 +31,8 @@ class KeepFasterFloat:
 
     A copy of the model is lowered, and each kernel timed, as is the float operator that it stands for, and
     the loops that convert between the two. Which operators are float then is the cheapest choice for all of
-    them together (:mod:`.placement`). What is measured differs from run to run, and so may the choice.
+    them together (:mod:`.placement`); those that are left are measured again, until nothing changes. What is
+    measured differs from run to run, and so may the choice.
 
     Numbers stay what they are, but for a rounding of the weights to float32: activations around a float
     operator are rounded as before, which the compiler does in the loops before and behind it. Only operators
@@ -48,23 +51,32 @@ class KeepFasterFloat:
         Raises:
             UnsupportedError: the model cannot be run on inputs that are made up from its graph.
         """
-        with torch.random.fork_rng(devices=[]):
-            regions, loops = measured_regions(gm, context)
-        floats = cheapest_floats(*costs(regions, loops)) if loops is not None else frozenset[str]()
-        made = _FloatWeights(gm)
-        left = [each for each in regions if each.name in floats and context.allows("keep", each.nodes[0])]
-        for region in left:
-            int8, float32 = (f"{1e6 * seconds:.0f}" for seconds in attrs.astuple(region.times))
-            detail = f"int8 takes {int8} µs here and float {float32}, without the loops around them"
-            for node in region.nodes:
-                intended = any(map(is_precision_change, node.all_input_nodes))
-                context.ledger.missed("faster-in-float", node, detail, intended=intended)
-            for operator, weight in region.weights:
-                operator.replace_input_with(weight, made.of(weight))
-        if left:
+        weights = _FloatWeights(gm)
+        loops = functools.cache(measure_loops)
+        changed = False
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                regions = measured_regions(gm, context, loops)
+            floats = cheapest_floats(*costs(regions, loops())) if regions else frozenset[str]()
+            left = [each for each in regions if each.name in floats and context.allows("keep", each.nodes[0])]
+            if not left:
+                return changed
+            # What is int8 still may get other kernels now: an addition is part of either operand's.
+            changed = True
+            for region in left:
+                _leave_float(region, weights, context)
             erase_unread(gm.graph)
             delete_unused(gm)
-        return bool(left)
+
+
+def _leave_float(region: Region, weights: _FloatWeights, context: PassContext) -> None:
+    int8, float32 = (f"{1e6 * seconds:.0f}" for seconds in attrs.astuple(region.times))
+    detail = f"int8 takes {int8} µs here and float {float32}, without the loops around them"
+    for node in region.nodes:
+        intended = any(map(is_precision_change, node.all_input_nodes))
+        context.ledger.missed("faster-in-float", node, detail, intended=intended)
+    for operator, weight in region.weights:
+        operator.replace_input_with(weight, weights.of(weight))
 
 
 class _FloatWeights:
@@ -73,14 +85,16 @@ class _FloatWeights:
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
         self._names = FreeNames(gm)
-        self._made: dict[Node, str] = {}
+        self._made: dict[tuple[object, ...], str] = {}
 
     def of(self, weight: Node) -> Node:
         """A node that reads the value of the dequantize operator ``weight``, in its place."""
-        if weight not in self._made:
-            self._made[weight] = self._store(weight)
+        # A layer that is called several times has a dequantize operator a call.
+        key = (weight.target, weight.args, *weight.kwargs.items())
+        if key not in self._made:
+            self._made[key] = self._store(weight)
         with self._gm.graph.inserting_before(weight):
-            constant = self._gm.graph.get_attr(self._made[weight])
+            constant = self._gm.graph.get_attr(self._made[key])
         constant.meta = {key: value for key, value in weight.meta.items() if key != ID_KEY}
         return constant
 

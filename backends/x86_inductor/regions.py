@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -13,7 +13,7 @@ from ...ir import quantized_decomposed as qd
 from ...ir.attributes import constants
 from ...ir.clone import own_tensors
 from ...passes import EmitInductor, PackWeights, PassContext, PassManager, Pipeline
-from .measured_costs import LoopTimes, example_inputs, measure_loops, measure_nodes
+from .measured_costs import LoopTimes, example_inputs, measure_nodes
 from .merge_parallel_linears import MergeParallelLinears
 from .placement import Times
 
@@ -38,8 +38,11 @@ class Region:
     times: Times
 
 
-def measured_regions(gm: GraphModule, context: PassContext) -> tuple[list[Region], LoopTimes | None]:
-    """What ``gm`` lowers to, timed: operators that may as well be float; and the loops, if there are any."""
+def measured_regions(gm: GraphModule, context: PassContext, loops: Callable[[], LoopTimes]) -> list[Region]:
+    """What ``gm`` lowers to, timed: operators that may as well be float.
+
+    ``loops`` measures what the compiler's loops take, if there are such operators.
+    """
     work = PassManager(()).run(gm, Pipeline(()))
     own_tensors(work)  # what the model writes into is the user's
     trial_context = attrs.evolve(context, ledger=context.ledger.copy(), gate=None)
@@ -58,17 +61,16 @@ def measured_regions(gm: GraphModule, context: PassContext) -> tuple[list[Region
         if weights and _scales_are_fixed(nodes, {weight for _, weight in weights}):
             found[name] = tuple(nodes), weights
     if not found:
-        return [], None
+        return []
     inputs = example_inputs(gm)
     int8, float32 = measure_nodes(trial, inputs), measure_nodes(work, inputs)
-    loops = measure_loops()
     kernels = {node.name: node for node in trial.graph.nodes}
     regions: list[Region] = []
     for name, (nodes, weights) in found.items():
-        in_int8 = _seconds_of_kernel(kernels[name], nodes[-1], now, int8, loops)
+        in_int8 = _seconds_of_kernel(kernels[name], nodes[-1], now, int8, loops())
         in_float = sum(float32[node.name] for node, _ in weights)
         regions.append(Region(name, nodes, weights, Times(in_int8, in_float)))
-    return regions, loops
+    return regions
 
 
 # Without packing nothing would be known of a kernel's time: it would pack at every call.

@@ -16,7 +16,7 @@ from lowbit import (
     prepare_pt2e,
 )
 from lowbit.backends import get_backend
-from lowbit.backends.x86_inductor import KeepFasterFloat, regions
+from lowbit.backends.x86_inductor import KeepFasterFloat, keep_faster_float, regions
 from lowbit.backends.x86_inductor.measured_costs import (
     LoopTimes,
     example_inputs,
@@ -80,7 +80,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         each = loop * MICROSECOND
         loops = LoopTimes(plain=0, quantizing=each, dequantizing=each, rounding=each)
         monkeypatch.setattr(regions, "measure_nodes", nodes)
-        monkeypatch.setattr(regions, "measure_loops", lambda: loops)
+        monkeypatch.setattr(keep_faster_float, "measure_loops", lambda: loops)
 
     return say
 

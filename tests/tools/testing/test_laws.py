@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lowbit import Pass, Stage
 from lowbit.backends.registry import get_backend
-from lowbit.backends.x86_inductor import KeepFasterFloat, MergeParallelLinears, regions
+from lowbit.backends.x86_inductor import KeepFasterFloat, MergeParallelLinears, keep_faster_float, regions
 from lowbit.backends.x86_inductor.measured_costs import LoopTimes
 from lowbit.passes import (
     Annotate,
@@ -89,7 +89,7 @@ def _nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loops = LoopTimes(plain=1e-9, quantizing=2e-9, dequantizing=4e-9, rounding=3e-9)
     monkeypatch.setattr(regions, "measure_nodes", seconds)
-    monkeypatch.setattr(regions, "measure_loops", lambda: loops)
+    monkeypatch.setattr(keep_faster_float, "measure_loops", lambda: loops)
 
 
 @functools.cache
@@ -201,6 +201,12 @@ FOUND: tuple[tuple[Pass, Subject], ...] = (
 @pytest.mark.parametrize(("pass_", "subject"), FOUND)
 def test_what_was_found_is_mended(pass_: Pass, subject: Subject) -> None:
     assert check_on(subject, pass_)
+
+
+def test_what_is_left_in_int8_is_measured_again() -> None:
+    options = {key: MAKERS[key]("x86_inductor") for key in MAKERS}
+    subject = Subject(Program((1,), (Step("again"), Step("linear"))))
+    assert check_on(subject, KeepFasterFloat(), stage=Stage.QDQ, **options)
 
 
 def test_packed_weights_are_not_looked_into() -> None:
