@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from .errors import GraphInputError, StageError
 from .ir.location import locate
 from .ir.stages import Stage, get_stage
+from .ir.wording import with_article
 
 __all__ = ["exported_inputs", "package_pt2e"]
 
@@ -98,7 +99,7 @@ def _example(placeholder: Node) -> Any:
         sizes, strides = (list(map(optimization_hint, of)) for of in (value.shape, value.stride()))
         return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device).zero_()
     raise GraphInputError(
-        f"the input %{placeholder.name} is a {type(value).__name__}",
+        f"the input %{placeholder.name} is {with_article(type(value).__name__)}",
         where=locate(placeholder),
         hint="export the model with tensors and numbers as inputs",
     )

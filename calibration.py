@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from .calibration_faults import observers_of, run_observed
 from .errors import CalibrationDataError, GraphInputError, StageError
-from .ir.attributes import nested_graph_modules
-from .ir.location import locate
 from .ir.observers import observing
 from .ir.stages import Stage, get_stage
-from .ir.verifiers import is_observer
+from .ir.wording import with_article
 
 __all__ = ["calibrate"]
 
@@ -45,11 +44,12 @@ def calibrate(
 
     Raises:
         StageError: ``model`` is not prepared.
-        CalibrationDataError: no batch at all, a batch that does not fit the model, NaN or infinity.
+        CalibrationDataError: no batch at all, a batch that does not fit the model, NaN or infinity. It says
+            which batch, and which value of it.
     """
     if not isinstance(model, GraphModule):
         raise GraphInputError(
-            f"calibrate was handed a {type(model).__name__}, not a prepared model",
+            f"calibrate was handed {with_article(type(model).__name__)}, not a prepared model",
             hint="calibrate what prepare_pt2e returned",
         )
     if get_stage(model) is not Stage.OBSERVED:
@@ -64,7 +64,7 @@ def calibrate(
         with torch.no_grad(), observing(model), _bar(progress) as bar:
             task = _start(bar, data, steps)
             for batch in islice(data, steps):
-                _observe(model, seen, *_arguments(batch, inputs, seen))
+                _observe(model, seen, batch, inputs)
                 seen += 1
                 if bar is not None and task is not None:
                     bar.advance(task)
@@ -109,7 +109,7 @@ def _inputs(model: GraphModule) -> int:
     return len(args) + len(kwargs)
 
 
-def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(batch: Any, inputs: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model out of a batch."""
     if isinstance(batch, torch.Tensor):
         return (batch,), {}
@@ -121,94 +121,30 @@ def _arguments(batch: Any, inputs: int, index: int) -> tuple[tuple[Any, ...], di
         if len(batch) >= inputs or alone:
             return tuple(batch[:inputs]), {}
         raise CalibrationDataError(
-            f"batch {index} has {len(batch)} entries, and the model takes {inputs} inputs",
+            f"the batch has {len(batch)} entries, and the model takes {inputs} inputs",
             hint="yield the inputs first, in the order of forward, then whatever else (labels)",
         )
     raise CalibrationDataError(
-        f"batch {index} is a {type(batch).__name__}",
+        f"the batch is {with_article(type(batch).__name__)}",
         hint="yield tensors, tuples whose first entries are the model's inputs, or dicts of its arguments",
     )
 
 
-def _observe(model: GraphModule, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _observe(model: GraphModule, index: int, batch: Any, inputs: int) -> None:
     try:
-        model(*args, **kwargs)
+        args, kwargs = _arguments(batch, inputs)
+        run_observed(model, args, kwargs)
     except CalibrationDataError as error:
-        node = _refusing_node(model, args, kwargs)
-        error.where = (f"batch {index}", *error.where, *(locate(node) if node is not None else ()))
+        error.batch = index
+        error.where = (f"batch {index}", *error.where)
         raise
-    # What the input checks of torch.export and the operators raise at tensors that do not fit.
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise CalibrationDataError(
-            f"the model does not run on batch {index}: {type(error).__name__}: {error}",
-            hint=_how_to_fit(model, error, args, kwargs),
-        ) from error
-
-
-def _how_to_fit(model: GraphModule, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What to do about a batch that the model does not run on: what is usual first."""
-    inputs = {str(node.target): node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
-    given = {**dict(zip(inputs, args, strict=False)), **kwargs}
-    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-    for name, value in tensors.items():
-        wanted = inputs.get(name)
-        if isinstance(wanted, torch.Tensor) and value.ndim == wanted.ndim - 1:
-            return (
-                f"{name} has {value.ndim} axes and the model takes {wanted.ndim}: if it is one sample, give "
-                f"it an axis of samples, {name}.unsqueeze(0)"
-            )
-    indices = {n: t for n, t in tensors.items() if t.dtype in (torch.int32, torch.int64) and t.numel()}
-    if isinstance(error, IndexError) and indices:
-        have = ", ".join(f"{name} has {t.min().item()} to {t.max().item()}" for name, t in indices.items())
-        rows = {call.args[0].meta["val"].shape[0] for call in _embeddings(model)}
-        takes = f"; embeddings of the model have {', '.join(map(str, sorted(rows)))} rows" if rows else ""
-        return f"look for values that are out of range, token ids say: {have}{takes}"
-    return "yield what the model was exported with: the same arguments, of shapes and dtypes it allows"
-
-
-def _embeddings(model: GraphModule) -> list[Any]:
-    """The look-ups whose table has a known size."""
-    found: Any = model.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default)
-    tables = ((call, call.args[0].meta.get("val")) for call in found)
-    return [call for call, table in tables if isinstance(table, torch.Tensor)]
-
-
-def _refusing_node(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
-    """The operator whose result an observer of ``model`` refuses. Runs the batch once more."""
-    called: list[torch.nn.Module] = []
-
-    def note(observer: torch.nn.Module, _: Any) -> None:
-        called.append(observer)
-
-    hooks = [observer.register_forward_pre_hook(note) for observer in _observers(model)]
-    try:
-        model(*args, **kwargs)
-    except CalibrationDataError:
-        refusing = called[-1]
-        for owner in (model, *nested_graph_modules(model)):
-            calls = owner.graph.find_nodes(op="call_module")
-            at = [node for node in calls if owner.get_submodule(node.target) is refusing]
-            if at:
-                # An observer that several points share is called at each, in graph order; in a loop, again.
-                return at[(called.count(refusing) - 1) % len(at)].all_input_nodes[0]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return None
-
-
-def _observers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The observers and fake quantizers; the observer inside a fake quantizer is part of that."""
-    observers = [module for module in model.modules() if is_observer(module)]
-    inner = {id(module) for observer in observers for module in observer.modules() if module is not observer}
-    return [observer for observer in observers if id(observer) not in inner]
 
 
 def _statistics(model: GraphModule) -> list[tuple[torch.nn.Module, dict[str, Any]]]:
     """The observers with a copy of all they know."""
     return [
         (module, {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)})
-        for module in _observers(model)
+        for module in observers_of(model)
     ]
 
 

@@ -140,7 +140,16 @@ class NotCalibratedError(LowbitError, RuntimeError):
 
 
 class CalibrationDataError(LowbitError, ValueError):
-    """Data with NaN or infinity, or of a form the model cannot take, met during calibration."""
+    """Data with NaN or infinity, or of a form the model cannot take, met during calibration.
+
+    ``batch`` is the number of the batch, from 0, that :func:`~lowbit.calibrate` met it in; the first place of
+    ``where`` is the same in words. ``input`` and ``index`` say which value of it is at fault, if one is: the
+    name of the model's input, and the place in its tensor.
+    """
+
+    batch: int | None = None
+    input: str = ""
+    index: tuple[int, ...] = ()
 
 
 class MissingDependencyError(LowbitError, ImportError):

@@ -26,6 +26,7 @@ from .ir.observers import FakeQuantizeBase, ObserverBase
 from .ir.quantizer import Quantizer
 from .ir.schema import argument
 from .ir.verifiers import is_observer
+from .ir.wording import with_article
 from .passes.instruments import Instrument, VerifyNumeric
 from .passes.registry import unknown_name
 
@@ -82,7 +83,7 @@ def check_exported(model: object) -> None:
             "the model is an ExportedProgram, not its module", hint="pass exported_program.module()"
         )
     raise GraphInputError(
-        f"the model is a {kind}, not an exported graph module",
+        f"the model is {with_article(kind)}, not an exported graph module",
         hint="export it first: torch.export.export(model.eval(), example_inputs).module()",
     )
 
@@ -105,7 +106,7 @@ def check_quantizer(quantizer: object) -> None:
     """See that ``quantizer`` is one."""
     if not isinstance(quantizer, Quantizer):
         raise GraphInputError(
-            f"the quantizer is a {type(quantizer).__name__}, not a Quantizer",
+            f"the quantizer is {with_article(type(quantizer).__name__)}, not a Quantizer",
             hint="pass X86InductorQuantizer().set_global(…), or subclass lowbit.Quantizer",
         )
 

@@ -18,14 +18,15 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..ir.annotation import QuantizationAnnotation, get_annotation, is_annotated, set_annotation
 from ..ir.ledger import Ledger
-from ..ir.operators import is_float_operator
+from ..ir.operators import is_float_operator, is_pointwise
 from ..ir.specs import QuantizationConfig, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from ..matchers.match import Match
+from ..matchers.near_miss import NearMisses
 from ..matchers.operator_pattern import Mode, Occurrence, OperatorPattern, Refusal, Role, Sharing
 from .capabilities import mode_of
 from .inference_view import annotate_as_inference
 
-__all__ = ["ConfigOf", "annotate_patterns", "mode_code"]
+__all__ = ["ConfigOf", "annotate_patterns", "mode_code", "modes_of_code"]
 
 _FOLLOWED: Final = (torch.float32, torch.bfloat16, None)
 """The dtypes of what values are moved of in low precision; None is that of graphs that do not say."""
@@ -38,6 +39,7 @@ WhyNone = Callable[[tuple[Node, ...]], str]
 
 
 _NO_PATTERN: Final = Refusal("no-pattern", "the backend has no operator pattern for it")
+_POINTWISE: Final = Refusal("pointwise", "it has no int8 kernel of its own")
 
 
 @attrs.define
@@ -46,6 +48,7 @@ class _Annotator:
     config_of: ConfigOf
     ledger: Ledger
     left_float: Mapping[Any, Refusal]
+    fuses_pointwise: bool
     why_none: WhyNone
     claimed: set[Node]
     low_outputs: set[Node] = attrs.Factory(set)
@@ -63,19 +66,30 @@ def annotate_patterns(
     ledger: Ledger,
     left_float: Mapping[Any, Refusal] | None = None,
     *,
+    fuses_pointwise: bool = False,
     why_none: WhyNone = lambda nodes: "no configuration applies to it",
 ) -> None:
     """Annotate every occurrence of ``patterns`` in a canonical float graph.
 
     Larger patterns come first; operators that are annotated already are left alone. Graphs in training are
     seen as inference will see them (:mod:`.inference_view`). What is not quantized has its reason in
-    ``ledger``; of operators that no pattern asks about that in ``left_float``, or ``no-pattern``.
+    ``ledger``; of operators that no pattern asks about that in ``left_float``, ``pointwise`` where the
+    compiler of the backend ``fuses_pointwise`` ones, or ``no-pattern``.
     """
     ordered = sorted(patterns, key=lambda p: -p.size)
 
     def annotate(seen: Graph) -> None:
         claimed = {node for node in seen.nodes if is_annotated(node)}
-        _annotate(_Annotator(seen, config_of, ledger, left_float or {}, why_none, claimed), ordered)
+        state = _Annotator(
+            seen,
+            config_of,
+            ledger,
+            left_float=left_float or {},
+            fuses_pointwise=fuses_pointwise,
+            why_none=why_none,
+            claimed=claimed,
+        )
+        _annotate(state, ordered)
 
     annotate_as_inference(graph, annotate, ledger)
 
@@ -87,7 +101,7 @@ def _annotate(state: _Annotator, ordered: list[OperatorPattern]) -> None:
             _annotate_compute(state, pattern)
     followers = {p.operator: p for p in ordered if p.sharing is Sharing.SAME_AS_INPUT}
     _annotate_followers(state, followers)
-    _explain_rest(state)
+    _explain_rest(state, NearMisses(ordered))
 
 
 def _take_up_annotations(state: _Annotator) -> None:
@@ -189,6 +203,13 @@ def mode_code(modes: tuple[Mode, ...]) -> str:
     return "-or-".join(mode.value for mode in modes).removesuffix("-only") + "-only"
 
 
+def modes_of_code(code: str) -> tuple[Mode, ...]:
+    """The modes that :func:`mode_code` made ``code`` of; none of another reason code."""
+    names = code.removesuffix("-only").split("-or-")
+    modes = tuple(mode for mode in Mode if mode.value.removesuffix("-only") in names)
+    return modes if mode_code(modes) == code else ()
+
+
 def _spec(config: QuantizationConfig, role: Role, pattern: OperatorPattern) -> QuantizationSpec | None:
     if role is not Role.WEIGHT:
         return {Role.ACTIVATION: config.input_activation, Role.BIAS: config.bias}.get(role)
@@ -286,12 +307,16 @@ def _annotate_follower(node: Node, spec: QuantizationSpec) -> None:
             set_annotation(result, QuantizationAnnotation({}, shared, _annotated=True))
 
 
-def _explain_rest(state: _Annotator) -> None:
-    """Float operators that no pattern asked about: the backend has nothing for them."""
+def _explain_rest(state: _Annotator, near: NearMisses) -> None:
+    """Float operators that no pattern asked about: the backend has nothing for them, or almost something."""
     for node in state.graph.nodes:
         if node in state.claimed or not is_float_operator(node):
             continue
         # Of several quantizers, one that has more to say than that it has no pattern says it.
         if state.ledger.reason_of(node) in (None, _NO_PATTERN.reason):
-            why = state.left_float.get(node.target, _NO_PATTERN)
+            rest = _POINTWISE if state.fuses_pointwise and is_pointwise(node.target) else _NO_PATTERN
+            why = state.left_float.get(node.target, rest)
             state.ledger.missed(why.reason, node, why.detail)
+        miss = near.of(node)
+        if miss is not None:
+            state.ledger.almost(node, miss)

@@ -32,6 +32,7 @@ class InductorQuantizer(PatternQuantizer):
     the model is prepared; one that decides about nothing that could be quantized is a warning.
     """
 
+    fuses_pointwise = True
     set_function_type_qconfig = PatternQuantizer.set_function_type
     set_module_type_qconfig = PatternQuantizer.set_module_type
     set_module_name_qconfig = PatternQuantizer.set_module_name

@@ -46,6 +46,8 @@ class PatternQuantizer(Quantizer):
     """What is annotated without a pattern, before the patterns."""
     left_float: ClassVar[Mapping[Any, Refusal]] = {}
     """Why the backend has no pattern for an operator, where that is worth more than ``no-pattern``."""
+    fuses_pointwise: ClassVar[bool] = False
+    """Whether its compiler fuses pointwise operators that stay float with what is around them."""
 
     def __init__(self) -> None:
         self._selection = ConfigSelection()
@@ -130,7 +132,13 @@ class PatternQuantizer(Quantizer):
         for each in self.by_hand:
             each.annotate(graph, selection.of, self._ledger)
         annotate_patterns(
-            graph, self.patterns, selection.of, self._ledger, self.left_float, why_none=selection.why_none
+            graph,
+            self.patterns,
+            selection.of,
+            self._ledger,
+            self.left_float,
+            fuses_pointwise=self.fuses_pointwise,
+            why_none=selection.why_none,
         )
         if not is_body(model):
             selection.warn_of_idle_selectors(model)

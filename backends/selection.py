@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -16,8 +16,9 @@ from torch.fx import GraphModule, Node
 from ..errors import IneffectiveSettingWarning, SpecError, UnknownNameError
 from ..ir.attributes import nested_graph_modules
 from ..ir.canonical_operators import ALIASES, canonical_name, written_name
+from ..ir.gone import Gone, gone_by_name
 from ..ir.ledger import Ledger
-from ..ir.location import ModuleCall, module_stack
+from ..ir.location import ModuleCall, module_stack, target_text
 from ..ir.schema import OpOverload, operator_name
 from ..ir.specs import QuantizationConfig
 
@@ -202,7 +203,10 @@ class ConfigSelection:
         nodes = _with_stacks(model) if self._selectors else []
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
-                raise _selects_nothing(selector, nodes)
+                gone = (
+                    gone_by_name(self._ledger.gone, selector.name) if selector.kind == "module name" else ()
+                )
+                raise _selects_nothing(selector, nodes, gone)
 
     def warn_of_idle_selectors(self, model: GraphModule) -> None:
         """Warn with IneffectiveSettingWarning of settings that decided about no operator asked about.
@@ -234,7 +238,7 @@ def _with_stacks(model: GraphModule) -> list[tuple[Node, list[ModuleCall]]]:
 
 
 def _called(node: Node) -> str:
-    return operator_name(node.target)[1] if isinstance(node.target, OpOverload) else str(node.target)
+    return operator_name(node.target)[1] if isinstance(node.target, OpOverload) else target_text(node.target)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -258,7 +262,14 @@ def _mode(config: QuantizationConfig) -> str:
     return f"{'dynamic' if dynamic else 'static'} {'QAT' if config.is_qat else 'PTQ'}"
 
 
-def _selects_nothing(selector: _Selector, nodes: list[tuple[Node, list[ModuleCall]]]) -> UnknownNameError:
+def _selects_nothing(
+    selector: _Selector, nodes: list[tuple[Node, list[ModuleCall]]], gone: Sequence[Gone]
+) -> UnknownNameError:
+    if gone:
+        return UnknownNameError(
+            f"the setting for {selector} selects no operator that is left in the model: {gone[0]}",
+            hint="leave the setting out, or make it one of the module of what stands there now",
+        )
     known = sorted(set(_names(selector.kind, nodes)))
     near = difflib.get_close_matches(selector.name, known, n=3, cutoff=0.4)
     return UnknownNameError(

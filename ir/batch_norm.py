@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch.fx import Node
 
+from .location import target_text
 from .schema import OpOverload, argument, signature
 
 __all__ = ["BATCH_NORMS", "PRODUCERS", "Norm", "NotFoldable", "producer_layout", "read_norm"]
@@ -111,7 +112,7 @@ def producer_layout(producer: Node, norm: Norm) -> tuple[int, bool]:
     weight = argument(producer, "weight") if target in PRODUCERS else None
     value, shape = producer.meta.get("val"), weight.meta.get("val") if isinstance(weight, Node) else None
     if not isinstance(value, torch.Tensor) or not isinstance(shape, torch.Tensor) or shape.ndim < 2:
-        raise NotFoldable("not-after-convolution", f"its input is {producer.target}")
+        raise NotFoldable("not-after-convolution", f"its input is {target_text(producer.target)}")
     if len(producer.users) != 1:
         raise NotFoldable("several-users", f"the output of {producer.name} is also read elsewhere")
     # Without a batch dimension, the channels of a convolution are on axis 0; those of linear are on the last.

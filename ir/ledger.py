@@ -1,7 +1,8 @@
 """The ledger: what became of each operator, and why.
 
 Every guard that says no writes a :meth:`Ledger.missed` with a reason code; what was quantized writes
-:meth:`Ledger.quantized`. The last entry about a node is its decision.
+:meth:`Ledger.quantized`. The last entry about a node is its decision. What a pass takes out of the graph, so
+that nothing is left to decide about, is :meth:`Ledger.removed`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import attrs
 from torch.fx import Node
 
-from .location import module_path, source_line
+from .gone import Gone, GoneEntry, Why
+from .location import module_path, source_line, target_text
+from .near_miss import NearMiss
 
 __all__ = ["Decision", "Ledger"]
 
@@ -36,6 +39,7 @@ class Decision:
         runs_at: name of the node that calls the kernel.
         note: a reason code of what more could have been done where it runs in low precision, and was not, as
             of a kernel that was not merged with others; mostly empty. The detail says it in words.
+        nearest: of what stays float, the operator pattern that it is almost part of, as far as there is one.
     """
 
     node: str
@@ -49,6 +53,7 @@ class Decision:
     kernel: str = ""
     runs_at: str = ""
     note: str = ""
+    nearest: NearMiss | None = None
 
 
 @attrs.frozen
@@ -65,6 +70,7 @@ class _Entry:
     kernel: str
     runs_at: str = ""
     note: str = ""
+    nearest: NearMiss | None = None
 
     def decision(self) -> Decision:
         return Decision(
@@ -79,6 +85,7 @@ class _Entry:
             kernel=self.kernel,
             runs_at=self.runs_at,
             note=self.note,
+            nearest=self.nearest,
         )
 
 
@@ -103,13 +110,14 @@ class Ledger:
 
     _parts: dict[str, dict[str, _Entry]] = attrs.Factory(dict)
     """By what the names of the nodes of a graph begin with: the entries about them, by their names."""
+    _gone: dict[str, GoneEntry] = attrs.Factory(dict)
     _prefix: str = ""
     _origin: dict[str, Any] = attrs.Factory(dict)
 
     @staticmethod
-    def of(entries: Iterable[_Entry]) -> Ledger:
-        """A ledger with :attr:`entries` of another."""
-        ledger = Ledger()
+    def of(entries: Iterable[_Entry], gone: Iterable[GoneEntry] = ()) -> Ledger:
+        """A ledger with :attr:`entries` and :attr:`gone_entries` of another."""
+        ledger = Ledger({}, {entry.node: entry for entry in gone})
         for entry in entries:
             body, dot, _ = entry.node.rpartition(".")
             ledger._parts.setdefault(body + dot, {})[entry.node] = entry
@@ -129,7 +137,7 @@ class Ledger:
         origin = dict(self._origin)
         for caller in callers:
             origin |= _origin_of(caller)
-        return Ledger(self._parts, f"{self._prefix}{body}.", origin)
+        return Ledger(self._parts, self._gone, f"{self._prefix}{body}.", origin)
 
     def quantized(
         self,
@@ -162,6 +170,22 @@ class Ledger:
         """
         self._write(node, _Said("float", reason, detail, intended))
 
+    def almost(self, node: Node, miss: NearMiss) -> None:
+        """``node``, which stays float, is almost part of a pattern; of several the nearest is kept.
+
+        It goes with the decision for as long as that is float, whatever the reason.
+        """
+        name = self.name_of(node)
+        entry = self._own[name]
+        if entry.nearest is None or miss.distance < entry.nearest.distance:
+            self._own[name] = attrs.evolve(entry, nearest=miss)
+
+    def removed(self, node: Node, why: Why, *, by: str, into: Node | None = None) -> None:
+        """The pass ``by`` takes ``node`` out of the graph; the rest as in :class:`~lowbit.ir.gone.Gone`."""
+        name = self.name_of(node)
+        stands = "" if into is None else self.name_of(into)
+        self._gone[name] = GoneEntry(name, why, stands, by, self._origin | _origin_of(node))
+
     def _write(self, node: Node, said: _Said) -> None:
         name = self.name_of(node)
         origin = self._origin | _origin_of(node)
@@ -170,7 +194,7 @@ class Ledger:
         intended = said.intended or (before is not None and before.intended)
         own[name] = _Entry(
             name,
-            str(node.target),
+            target_text(node.target),
             said.status,
             said.reason,
             said.detail,
@@ -178,6 +202,7 @@ class Ledger:
             intended,
             said.kernel,
             said.runs_at and self._prefix + said.runs_at,
+            nearest=before.nearest if before is not None and said.status == "float" else None,
         )
 
     @property
@@ -206,7 +231,8 @@ class Ledger:
         """Of what runs at the nodes ``notes``, what more could have been done: a code, and in words."""
         for entry, node in self._running_at(notes):
             code, words = notes[node]
-            self._own[entry.node] = attrs.evolve(entry, note=code, detail=f"{entry.detail}; {words}")
+            if entry.note != code or not entry.detail.endswith(words):  # a pass may run twice
+                self._own[entry.node] = attrs.evolve(entry, note=code, detail=f"{entry.detail}; {words}")
 
     def _running_at(self, nodes: Container[str]) -> Iterator[tuple[_Entry, str]]:
         for entry in list(self._own.values()):
@@ -245,7 +271,8 @@ class Ledger:
 
     def copy(self) -> Ledger:
         """A ledger with the same decisions, independent of this one."""
-        return Ledger({k: dict(part) for k, part in self._parts.items()}, self._prefix, self._origin)
+        parts = {prefix: dict(part) for prefix, part in self._parts.items()}
+        return Ledger(parts, dict(self._gone), self._prefix, self._origin)
 
     @property
     def entries(self) -> tuple[_Entry, ...]:
@@ -261,6 +288,16 @@ class Ledger:
         Those about bodies come behind those about the model.
         """
         return tuple(entry.decision() for entry in self.entries)
+
+    @property
+    def gone_entries(self) -> tuple[GoneEntry, ...]:
+        """What :attr:`gone` is made of."""
+        return tuple(self._gone.values())
+
+    @property
+    def gone(self) -> tuple[Gone, ...]:
+        """The operators that passes took out, of the model and of its bodies, in the order they went."""
+        return tuple(entry.gone() for entry in self._gone.values())
 
 
 def _origin_of(node: Node) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +18,12 @@ __all__ = [
     "ModuleCall",
     "describe_node",
     "describe_point",
+    "is_at",
     "locate",
     "module_path",
     "module_stack",
     "source_line",
+    "target_text",
 ]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
@@ -82,9 +85,23 @@ def source_line(meta: Mapping[str, Any]) -> str:
     return f"{last['file']}:{last['line']}: {last['code'].strip()}"
 
 
+def is_at(source: str, about: str) -> bool:
+    """Whether a source line ``path/file.py:12: code`` is ``file.py:12``, with as much of the path as said."""
+    path, _, _ = source.partition(": ")
+    return bool(about) and (path == about or path.endswith(f"/{about}"))
+
+
+def target_text(target: object) -> str:
+    """What a node calls, as it is written: ``aten.conv2d.default``, ``operator.getitem``, ``layer1.0``."""
+    if isinstance(target, (types.FunctionType, types.BuiltinFunctionType)):
+        # The modules of C functions have an underscore in front.
+        return f"{target.__module__.removeprefix('_')}.{target.__qualname__}"
+    return str(target)
+
+
 def describe_node(node: Node) -> str:
-    """``%name = target`` in one short line."""
-    target = node.target if isinstance(node.target, str) else str(node.target)
+    """``%name (target)`` in one short line."""
+    target = target_text(node.target)
     return f"%{node.name} ({node.op} {target})" if node.op != "call_function" else f"%{node.name} ({target})"
 
 

@@ -15,7 +15,6 @@ __all__ = [
     "BACKEND_KEY",
     "BLOCK_KEY",
     "BODY_KEY",
-    "FOLDED_KEY",
     "GROUPS_KEY",
     "ID_KEY",
     "KERNEL_KEY",
@@ -78,8 +77,5 @@ QAT_KEY: Final = "lowbit.qat"
 BODY_KEY: Final = "lowbit.body"
 """``True`` on bodies of ``cond`` and the like that passes go into, ``False`` on what stands beside them;
 written by the pass manager while it runs (:mod:`lowbit.ir.bodies`)."""
-FOLDED_KEY: Final = "lowbit.folded"
-"""``{name: (operator, module, pass name)}``, of each BatchNorm that is gone: the name of the operator it was
-folded into, and the module that it was of; written by who folds them."""
 NEXT_ID_KEY: Final = "lowbit.next_id"
 """``int``, the id that the next new node gets; written by the pass manager."""

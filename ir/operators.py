@@ -10,9 +10,12 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from . import quantized_decomposed as qd
+from .schema import OpOverload, operator_name
 
-__all__ = ["is_float_operator", "is_precision_change", "maker"]
+__all__ = ["is_float_operator", "is_pointwise", "is_precision_change", "maker"]
 
+_UNTAGGED: Final = frozenset({"hardswish", "log_sigmoid", "prelu"})
+"""Pointwise operators that torch does not tag as such."""
 _OTHER_CHANGES: Final = (qd.CONVERT_ELEMENT_TYPE, *qd.CHOOSE_QPARAMS_OPS)
 
 
@@ -26,6 +29,13 @@ def maker(node: Node) -> Node:
     while node.target is operator.getitem and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
+
+
+def is_pointwise(target: object) -> bool:
+    """Whether the operator ``target`` computes each element of its result from one element of each input."""
+    return isinstance(target, OpOverload) and (
+        torch.Tag.pointwise in target.tags or operator_name(target)[1] in _UNTAGGED
+    )
 
 
 def is_float_operator(node: Node) -> bool:

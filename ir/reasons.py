@@ -39,8 +39,8 @@ _CONFIGURE: Final = (
     "leave --left-float out for its module, or leave it float",
 )
 _OTHER_MODE: Final = (
-    "use a preset of that mode (set_global; for a part of the model set_module_type), or leave it float",
-    "use a preset of that mode (--preset), or leave it float",
+    "leave it float, or use a preset of that mode (set_global; for a part of the model set_module_type)",
+    "leave it float, or use a preset of that mode (--preset)",
 )
 _CONSTANT: Final = "let the forward read a parameter or buffer directly, and write to none of them"
 _OWN_PRESET: Final = "quantize with a preset of the backend that the model is lowered for"
@@ -64,7 +64,9 @@ _SELECTION: Final = {
     "weight-only": Reason("what the backend has for it quantizes the weight alone", *_OTHER_MODE),
     "half-weight-only": Reason("what the backend has for it takes float16 weights alone", *_OTHER_MODE),
     "no-pattern": Reason(
-        "the backend has no operator pattern for it", "leave it float, or declare an operator pattern for it"
+        "the backend has no operator pattern for it",
+        "leave it float, or write it with operators that have one: quantizer.quantization_capabilities()",
+        "leave it float, or write it with operators that have one: lowbit capabilities lists them",
     ),
     "training-only": Reason("the operator is not there in inference", "nothing: it costs nothing then"),
     "control-flow-body": Reason(

@@ -2,86 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import attrs
 from torch.fx import Node
 
+from ..ir.location import target_text
+from ..ir.near_miss import NearMiss
 from ..ir.reasons import REASONS
 from ..ir.schema import OpOverload, operator_name
 from .match import Match, Miss
 from .operator_pattern import OperatorPattern, Sharing
 from .search import Search
 
-__all__ = ["NearMiss", "nearest_miss"]
+__all__ = ["NearMisses"]
 
 
-@attrs.frozen
-class NearMiss:
-    """A pattern that almost fits.
-
-    Args:
-        pattern: its name.
-        found: how many of its operators stand there.
-        size: how many it has.
-        reason: a reason code.
-        node: name of the node where it stopped fitting.
-        detail: one sentence for people.
-    """
-
-    pattern: str
-    found: int
-    size: int
-    reason: str
-    node: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.pattern}: {self.detail} ({self.reason}, at %{self.node})"
-
-
-def nearest_miss(node: Node, patterns: Iterable[OperatorPattern], *, larger_than: int = 0) -> NearMiss | None:
-    """What came nearest of the patterns that ``node`` could be an operator of.
-
-    A pattern that has other operators than stand there is farther than one that only has them otherwise;
-    then fewest operators missing count as nearest, of those the larger pattern, of those the first. Where all
-    operators are there, a condition of the pattern is in the way. Where a pattern fits altogether it is no
-    near miss, and something else than the graph keeps the operator float.
-
-    The work depends on the patterns and on the readers of ``node`` and of what follows it, not on the graph.
+class NearMisses:
+    """What came nearest of some patterns.
 
     Args:
-        node: an operator of a canonical float graph.
-        patterns: what the backend can run.
-        larger_than: leave out patterns of this many operators and fewer: those that are no larger than the
-            one that ``node`` is quantized as.
-
-    Returns:
-        None where no pattern has an operator of this kind, or one fits.
+        patterns: what a backend can run.
     """
-    nearest: NearMiss | None = None
-    for pattern in patterns:
-        if pattern.sharing is Sharing.SAME_AS_INPUT or pattern.size <= larger_than:
-            continue
-        for part in _parts_like(node, pattern):
+
+    def __init__(self, patterns: Iterable[OperatorPattern]) -> None:
+        self._parts: dict[Any, list[tuple[OperatorPattern, Node]]] = {}
+        for pattern in patterns:
+            if pattern.sharing is Sharing.SAME_AS_INPUT:
+                continue
+            for part in pattern.matcher.pattern.nodes:
+                if part.op == "call_function":
+                    self._parts.setdefault(_name(part.target), []).append((pattern, part))
+
+    def of(self, node: Node, *, larger_than: int = 0) -> NearMiss | None:
+        """What came nearest of the patterns that ``node`` could be an operator of.
+
+        Of several that are equally near it is the first. Where all operators are there, a condition of the
+        pattern is in the way. Where a pattern fits altogether it is no near miss, and something else than the
+        graph keeps the operator float.
+
+        The work depends on the patterns that have such an operator, and on the readers of ``node`` and of
+        what follows it, not on the graph.
+
+        Args:
+            node: an operator of a canonical float graph.
+            larger_than: leave out patterns of this many operators and fewer: those that are no larger than
+                the one that ``node`` is quantized as.
+
+        Returns:
+            None where no pattern has an operator of this kind, or one fits.
+        """
+        nearest: NearMiss | None = None
+        for pattern, part in self._parts.get(_name(node.target), ()):
+            if pattern.size <= larger_than:
+                continue
             miss = _try(node, part, pattern)
             if miss is None:
                 return None
-            if nearest is None or _distance(miss) < _distance(nearest):
+            if nearest is None or miss.distance < nearest.distance:
                 nearest = miss
-    return nearest
-
-
-def _distance(miss: NearMiss) -> tuple[bool, int, int]:
-    return miss.reason == "different-target", miss.size - miss.found, -miss.size
-
-
-def _parts_like(node: Node, pattern: OperatorPattern) -> Iterator[Node]:
-    """The operators of ``pattern`` that ``node`` may stand for."""
-    for part in pattern.matcher.pattern.nodes:
-        if part.op == "call_function" and _name(part.target) == _name(node.target):
-            yield part
+        return nearest
 
 
 def _name(target: Any) -> Any:
@@ -93,7 +73,7 @@ def _try(node: Node, part: Node, pattern: OperatorPattern) -> NearMiss | None:
     """What keeps ``pattern`` from fitting with ``node`` for its ``part``; None when it fits."""
     size = pattern.size
     if node.target != part.target:
-        detail = f"%{node.name} is {node.target}, not {part.target}"
+        detail = f"%{node.name} is {target_text(node.target)}, not {target_text(part.target)}"
         return NearMiss(pattern.name, 0, size, "different-target", node.name, detail)
     wanted, found, passed = part, node, 1
     anchor = pattern.matcher._pattern.anchor
@@ -124,10 +104,10 @@ def _detail(miss: Miss) -> str:
 def _read_by(node: Node, wanted: Node) -> str:
     readers = [user for user in sorted(node.users) if user.op != "output"]
     if not readers:
-        return f"no {wanted.target} reads %{node.name}, which the model returns"
-    first, *more = (f"%{user.name} ({user.target})" for user in readers)
+        return f"no {target_text(wanted.target)} reads %{node.name}, which the model returns"
+    first, *more = (f"%{user.name} ({target_text(user.target)})" for user in readers)
     others = f" and {len(more)} more" if more else ""
-    return f"{first}{others} reads %{node.name}, not {wanted.target}"
+    return f"{first}{others} reads %{node.name}, not {target_text(wanted.target)}"
 
 
 def _refused(pattern: OperatorPattern, match: Match) -> NearMiss | None:
@@ -152,6 +132,6 @@ def _meaning(reason: str, pattern: OperatorPattern, match: Match) -> str:
     meaning = f"the condition {reason} of the pattern is not met" if known is None else known.meaning
     for role, bound in zip(pattern.roles, match.placeholder_nodes, strict=True):
         if bound is not None and reason.startswith(f"{role.value}-"):
-            made = "" if bound.op == "placeholder" else f" ({bound.target})"
+            made = "" if bound.op == "placeholder" else f" ({target_text(bound.target)})"
             return f"{meaning}: %{bound.name}{made}"
     return meaning

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from torch.fx import Node
 from torch.fx.node import Argument
 
+from ..ir.location import target_text
 from .match import Match, Miss, MissReason
 from .operands import COMMUTATIVE, Operand, operands
 from .pattern import Pattern, is_leaf
@@ -96,8 +97,9 @@ class Search:
         for step in path[1:]:
             users = dict.fromkeys(user for node in reached for user in sorted(node.users))
             reached = [user for user in users if user.target == step.target and user not in self._body]
+        wanted = target_text(path[-1].target)
         nearest = Miss(
-            "different-target", start or anchor, f"nothing here leads to the {path[-1].target} of the pattern"
+            "different-target", start or anchor, f"nothing here leads to the {wanted} of the pattern"
         )
         for i, node in enumerate(reached):
             miss = self._unify(path[-1], node)
@@ -152,7 +154,8 @@ class Search:
 
     def _bind_operator(self, wanted: Node, found: Node, goal: _Goal) -> _Goal | Miss | None:
         if found.op != "call_function" or found.target != wanted.target:
-            return Miss("different-target", found, f"%{found.name} is {found.target}, not {wanted.target}")
+            is_, not_ = target_text(found.target), target_text(wanted.target)
+            return Miss("different-target", found, f"%{found.name} is {is_}, not {not_}")
         if found in self._body:
             return _miss("different-node", goal, f"is %{self._body[found].name} of the pattern already")
         if found in self._claimed:

@@ -19,8 +19,6 @@ from torch.fx import GraphModule, Node
 from ..ir.attributes import FreeNames, delete_unused, get_tensor, is_constant, set_tensor
 from ..ir.batch_norm import BATCH_NORMS, Norm, NotFoldable, producer_layout, read_norm
 from ..ir.devices import check_has_values
-from ..ir.location import module_path
-from ..ir.meta import FOLDED_KEY
 from ..ir.schema import OpOverload, argument, complete_arguments, signature
 from ..ir.stages import Stage
 from .base import PassContext
@@ -74,16 +72,14 @@ def fold_batch_norms(
         gm: a float graph.
         norms: nodes of it.
         context: asked before each, and told why not.
-        by: name of the pass that does it.
+        by: name of the pass that does it, for the ledger.
 
     Returns:
         Those that were folded, and are no longer in the graph.
     """
-    folder = _Folder(gm, context)
+    folder = _Folder(gm, context, by)
     folded = frozenset([norm for norm in norms if folder.fold(norm)])
     if folded:
-        gone = {name: (*where, by) for name, where in folder.folded.items()}
-        gm.meta[FOLDED_KEY] = {**gm.meta.get(FOLDED_KEY, {}), **gone}
         for node in gm.graph.find_nodes(op="get_attr"):
             if not node.users:
                 gm.graph.erase_node(node)
@@ -94,13 +90,12 @@ def fold_batch_norms(
 class _Folder:
     """Folds the BatchNorms of one graph module."""
 
-    def __init__(self, gm: GraphModule, context: PassContext) -> None:
+    def __init__(self, gm: GraphModule, context: PassContext, by: str) -> None:
         self.gm = gm
         self.context = context
+        self.by = by
         self.names = FreeNames(gm)
         self.constants: dict[Node, bool] = {}
-        # The operator that each BatchNorm was folded into, and the module of the BatchNorm.
-        self.folded: dict[str, tuple[str, str]] = {}
         # How often each attribute is read, over all nodes that read it.
         self.reads: Counter[str] = Counter()
         for node in gm.graph.find_nodes(op="get_attr"):
@@ -187,7 +182,7 @@ class _Folder:
         producer.update_arg(index["weight"], new_weight)
         producer.update_arg(index["bias"], new_bias)
 
-        self.folded[norm.call.name] = (producer.name, module_path(norm.call.meta))
+        self.context.ledger.removed(norm.call, "folded", by=self.by, into=producer)
         norm.output.replace_all_uses_with(producer)
         if norm.output is not norm.call:
             self.gm.graph.erase_node(norm.output)

@@ -20,6 +20,7 @@ from ..ir.open_bodies import open_bodies
 from ..ir.provenance import identify_new_nodes, identify_nodes
 from ..ir.snapshot import Snapshot, take_snapshot, written_attributes
 from ..ir.stages import get_stage, set_stage
+from ..ir.wording import with_article
 from .base import Pass, PassContext
 from .instruments.base import Change, FailureInstrument, Instrument
 from .instruments.trace_changes import TraceChanges
@@ -64,7 +65,7 @@ class PassManager:
         """
         if not isinstance(gm, GraphModule):
             raise GraphInputError(
-                f"a pipeline was run on a {type(gm).__name__}, not on a graph module",
+                f"a pipeline was run on {with_article(type(gm).__name__)}, not on a graph module",
                 hint="export the model first: torch.export.export(model.eval(), example_inputs).module()",
             )
         context = context or PassContext()

@@ -12,6 +12,7 @@ from ..ir.attributes import delete_unused, nested_graph_modules
 from ..ir.canonical_operators import canonical_call
 from ..ir.control_flow import bodies
 from ..ir.ledger import Ledger
+from ..ir.operators import is_float_operator
 from ..ir.schema import argument, complete_arguments, has_complete_arguments
 from ..ir.stages import Stage
 from ..ir.sweep import erase_unread
@@ -53,7 +54,7 @@ class Normalize:
 
     Bodies of ``cond``, ``while_loop`` and the like are normalized as well; their code is not generated.
     What had to be left is entered in the ledger, with the reasons of the two modules named above and
-    ``asymmetric-same-padding``. Linear in nodes and edges.
+    ``asymmetric-same-padding``; so are operators that are gone. Linear in nodes and edges.
     """
 
     name: ClassVar[str] = "normalize"
@@ -89,15 +90,23 @@ def _normalize(gm: GraphModule, context: PassContext, *, is_body: bool, keep_gra
     changed |= _resolve_padding_modes(graph, context)
     changed |= _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
     # Who is not read himself is no reader on whose account a write has to stay.
-    changed = erase_unread(graph) or changed
+    changed = _erase_unread(graph, context) or changed
     while make_functional(graph, context):
         changed = True
         # Functional forms let aliases go that had to stay before, and other writes.
         _drop_identities(graph, context, is_body=is_body, keep_gradients=keep_gradients)
-        if not erase_unread(graph):
+        if not _erase_unread(graph, context):
             break
-    changed |= erase_unread(graph)
+    changed |= _erase_unread(graph, context)
     return changed
+
+
+def _erase_unread(graph: Graph, context: PassContext) -> bool:
+    def erasing(node: Node) -> None:
+        if is_float_operator(node):
+            context.ledger.removed(node, "unread", by=Normalize.name)
+
+    return erase_unread(graph, erasing)
 
 
 def _merge_attribute_reads(graph: Graph, context: PassContext) -> bool:
@@ -166,6 +175,7 @@ def _drop_identities(graph: Graph, context: PassContext, *, is_body: bool, keep_
             continue
         if not context.allows("drop-identity", node):
             continue
+        context.ledger.removed(node, "identity", by=Normalize.name, into=source)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         changed = True

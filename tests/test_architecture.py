@@ -22,6 +22,7 @@ FLOORS = {
     "lowbit.backends": 4,
     "lowbit.aot_package": 5,
     "lowbit.calibration": 5,
+    "lowbit.calibration_faults": 5,
     "lowbit.export_utils": 5,
     "lowbit.quantize_fx": 5,
     "lowbit.quantize_pt2e": 5,
@@ -88,6 +89,7 @@ BACKEND_NAMES = re.compile(
 VERBS = (
     "lowbit.aot_package",
     "lowbit.calibration",
+    "lowbit.calibration_faults",
     "lowbit.export_utils",
     "lowbit.quantize_pt2e",
     "lowbit.verb_checks",

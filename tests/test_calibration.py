@@ -149,7 +149,7 @@ def test_nested_inputs_are_one_each() -> None:
     inputs = ({"first": x, "second": x}, x)
     prepared = prepare(Model(), inputs)
     calibrate(prepared, [inputs, (*inputs, "a label")], progress=False)
-    with pytest.raises(CalibrationDataError, match="batch 0 has 1 entries, and the model takes 2 inputs"):
+    with pytest.raises(CalibrationDataError, match="the batch has 1 entries, and the model takes 2 inputs"):
         calibrate(prepared, [(x,)], progress=False)
 
 
@@ -223,8 +223,12 @@ def test_values_that_are_no_numbers(pair: GraphModule, value: float) -> None:
     bad = Y.clone()
     bad[1, 2] = value
     error = refused(pair, [(2 * X, 2 * Y), (X, bad)])
-    assert "batch 1" in error.where
-    assert any("%y" in place for place in error.where)
+    kind = {"nan": "NaN", "inf": "+inf", "-inf": "-inf"}[str(value)]
+    assert error.found == (
+        f"the input 'y' has 1 {kind} among the 6 values of a tensor of shape [2, 3], the first at [1, 2]"
+    )
+    assert error.where == ("batch 1",)
+    assert (error.batch, error.input, error.index) == (1, "y", (1, 2))
     # Nothing of either batch is left, nor of the weights' being looked at.
     converted = convert_pt2e(pair)
     expected = prepare(Pair(), (X, Y))
@@ -243,12 +247,51 @@ def test_values_that_become_no_numbers_name_the_operator_and_its_line() -> None:
     assert "hidden = F.relu(self.first(x)).log()" in text
 
 
+def test_values_of_the_data_are_told_also_where_an_operator_passed_them_on() -> None:
+    """Of a mask infinity is meant, so what is refused behind it is the operator's."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.linear((x + mask).softmax(-1))
+
+    x, mask = torch.zeros(2, 3), torch.zeros(2, 3)
+    model = prepare(Masked(), (x, mask))
+    mask[0, 2] = float("-inf")
+    calibrate(model, [(x, mask)], progress=False)
+    mask[0] = float("-inf")
+    error = refused(model, [(x, mask)])
+    assert error.found.startswith("an observer met 3 NaN among the 6 values of a tensor of shape [2, 3], ")
+    assert error.where[0] == "batch 0"
+    assert error.where[1].startswith("%softmax")
+    assert error.where[-1].startswith("the input 'mask' has 3 -inf among the 6 values of a tensor of shape")
+    assert (error.input, error.index) == ("mask", (0, 0))
+
+
+def test_values_in_nested_inputs() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, named: dict[str, Tensor], y: Tensor) -> Tensor:
+            return named["a"] + self.linear(named["b"]) + y
+
+    x = torch.zeros(2, 3)
+    model = prepare(Named(), ({"a": x.clone(), "b": x.clone()}, x))
+    error = refused(model, [({"a": x, "b": x + float("nan")}, x)])
+    assert error.found.startswith("the input 'named_b' has 6 NaN")
+
+
 @pytest.mark.parametrize("order", ["xy", "yx"])
 def test_the_place_is_found_with_keyword_arguments_too(order: str) -> None:
     model = prepare(Pair(), (), {"x": X, "y": Y})
     values = {"x": X, "y": Y * float("nan")}
     error = refused(model, [{name: values[name] for name in order}])
-    assert any("%y" in place for place in error.where)
+    assert error.found.startswith("the input 'y' has 6 NaN")
 
 
 def test_a_failed_run_may_be_the_first() -> None:
@@ -267,22 +310,23 @@ def test_a_failed_run_may_be_the_first() -> None:
     ("batch", "words"),
     [
         ((X,), "takes 2 inputs"),
-        (X, "does not run on batch 0"),
-        ((Y, X), "does not run on batch 0"),
-        ((X.double(), Y), "does not run on batch 0"),
-        ((X[:, :2], Y), "does not run on batch 0"),
+        (X, "does not run on the batch"),
+        ((Y, X), "does not run on the batch"),
+        ((X.double(), Y), "does not run on the batch"),
+        ((X[:, :2], Y), "does not run on the batch"),
         (("x", "y"), "an observer was handed a str"),
-        ({"x": X, "y": Y}, "does not run on batch 0"),
-        ({"x": X, "z": Y}, "does not run on batch 0"),
+        ({"x": X, "y": Y}, "does not run on the batch"),
+        ({"x": X, "z": Y}, "does not run on the batch"),
         ("xy", "is a str"),
-        (3, "is a int"),
+        (3, "is an int"),
         (None, "is a NoneType"),
         ((), "takes 2 inputs"),
     ],
 )
 def test_batches_that_do_not_fit(pair: GraphModule, batch: Any, words: str) -> None:
     error = refused(pair, [(X, Y), batch])
-    assert words.replace("batch 0", "batch 1") in error.found
+    assert words in error.found
+    assert (error.where[0], error.batch) == ("batch 1", 1)
 
 
 def test_one_sample_in_place_of_a_batch(pair: GraphModule) -> None:
@@ -296,9 +340,27 @@ def test_values_that_are_out_of_range() -> None:
     tokens = torch.tensor([[0, 3]])
     model = prepare(torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 4)), (tokens,))
     error = refused(model, [(tokens,), (tokens + 7,)])
-    assert "does not run on batch 1: IndexError" in error.found
-    assert error.hint.startswith("look for values that are out of range, token ids say: ")
-    assert error.hint.endswith(" has 7 to 10; embeddings of the model have 10 rows")
+    assert error.found == (
+        "the input 'input' has 10 at [0, 1], and the embedding that looks it up has 10 rows, 0 to 9"
+    )
+    assert error.where == ("batch 1",)
+    assert (error.batch, error.input, error.index) == (1, "input", (0, 1))
+    assert "-1 at [0, 0]" in refused(model, [(tokens - 1,)]).found
+
+
+def test_values_that_are_out_of_range_after_an_operator() -> None:
+    class Offset(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = nn.Embedding(10, 4), nn.Linear(4, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.linear(self.table(ids + 2))
+
+    tokens = torch.tensor([[0, 3]])
+    error = refused(prepare(Offset(), (tokens,)), [(tokens + 5,)])
+    assert "does not run on the batch: IndexError" in error.found
+    assert error.hint == "look for values that are out of range: ids has 5 to 8"
 
 
 @pytest.mark.parametrize("data", [[], iter(()), (), DataLoader(TensorDataset(X[:0]), batch_size=2)])

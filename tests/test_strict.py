@@ -143,7 +143,7 @@ def test_coverage_counts_operators_and_reasons() -> None:
     # Picking the parts of a split is none.
     assert found.quantized == 3
     assert found.total == found.quantized + sum(count for _, count in found.left_float)
-    assert dict(found.left_float)["no-pattern"] == 2
+    assert {"no-pattern": 1, "pointwise": 1}.items() <= dict(found.left_float).items()
     assert found.share == found.quantized / found.total
     assert found.backend == "x86_inductor"
 

@@ -1,4 +1,7 @@
-"""Operators that X86 has no int8 kernel for, each with why: what the ledger says of them."""
+"""Operators that X86 has no int8 kernel for, each with why: what the ledger says of them.
+
+Pointwise ones are not listed: Inductor fuses them all (``fuses_pointwise`` of the quantizer).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ _TWO_ACTIVATIONS: Final = Refusal(
     "two-activations",
     "the int8 products of oneDNN that torch has take a packed constant as one factor, and no batches",
 )
-_POINTWISE: Final = Refusal("pointwise", "it has no int8 kernel of its own")
 _TRANSPOSED: Final = Refusal("no-int8-kernel", "Inductor has no kernel of a transposed int8 convolution")
 _RECURRENT: Final = Refusal("recurrent", "it is one operator of many steps, and has no int8 kernel")
 _EMBEDDING: Final = Refusal("other-backend", "embedding")
@@ -33,18 +35,6 @@ LEFT_FLOAT: Final[Mapping[Any, Refusal]] = {
             _aten.scaled_dot_product_attention.default,
         ),
         _TWO_ACTIVATIONS,
-    ),
-    **dict.fromkeys(
-        (
-            _aten.mul.Tensor,
-            _aten.sigmoid.default,
-            _aten.hardsigmoid.default,
-            _aten.gelu.default,
-            _aten.silu.default,
-            _aten.hardswish.default,
-            _aten.tanh.default,
-        ),
-        _POINTWISE,
     ),
     **dict.fromkeys(
         (

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import CalibrationDataError
 from .distributed import extremes_of_all_ranks
 
-__all__ = ["check_observable", "finite_min_max", "flatten_dense", "not_finite"]
+__all__ = ["bad_values", "check_observable", "finite_min_max", "flatten_dense", "not_finite"]
 
 
 def check_observable(x: object) -> None:
@@ -78,6 +78,18 @@ def _min_max(x: Tensor, ch_axis: int | None) -> tuple[Tensor, Tensor]:
 
 def not_finite(x: Tensor) -> CalibrationDataError:
     """The error that says what an observer met in ``x``."""
+    text, _ = bad_values(x)
+    return CalibrationDataError(
+        f"an observer met {text or f'NaN or infinity on another rank, not in a tensor of {list(x.shape)}'}",
+        hint="find the batch (or the operator) that makes them, and calibrate without it",
+    )
+
+
+def bad_values(x: Tensor) -> tuple[str, tuple[int, ...]]:
+    """How many values of ``x`` are NaN, infinite or beyond float32, in words, and the index of the first.
+
+    Without any the words are "" and the index is ().
+    """
     values = x.to(torch.float32)
     kinds = {
         "NaN": values.isnan(),
@@ -87,8 +99,8 @@ def not_finite(x: Tensor) -> CalibrationDataError:
     }
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    found = found or "NaN or infinity on another rank, not"
-    return CalibrationDataError(
-        f"an observer met {found} among the {x.numel()} values of a tensor of shape {list(x.shape)}",
-        hint="find the batch (or the operator) that makes them, and calibrate without it",
-    )
+    if not found:
+        return "", ()
+    first = tuple((~values.isfinite()).nonzero()[0].tolist())
+    at = f", the first at {list(first)}" if first else ""
+    return f"{found} among the {x.numel()} values of a tensor of shape {list(x.shape)}{at}", first

@@ -124,7 +124,7 @@ def observe_values(histogram: DyadicHistogram, x: Tensor) -> DyadicHistogram:
         CalibrationDataError: NaN or infinity in ``x``.
     """
     values = flatten_dense(x)
-    low, high = finite_min_max(values)
+    low, high = finite_min_max(x)
     if low > high:
         return histogram
     min_val, max_val = min(histogram.min_val, low.item()), max(histogram.max_val, high.item())

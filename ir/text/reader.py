@@ -11,9 +11,11 @@ from torch.fx import Graph, GraphModule, Node
 from ...errors import GraphTextError
 from ..annotation import QuantizationAnnotation
 from ..attributes import find_attribute
+from ..gone import GoneEntry
 from ..graph_module import ExportedGraphModule
 from ..ledger import Ledger, _Entry
 from ..meta import ANNOTATION_KEY, LEDGER_KEY
+from ..near_miss import NearMiss
 from ..stages import set_stage
 from .exported import Signature, read_sources, restore_checks, set_signature
 from .objects import ValueReader
@@ -75,8 +77,10 @@ class _Builder:
         for graph in self.text.graphs.values():
             self._graph(graph)
         set_stage(top, self.text.stage)
-        if self.text.decisions:
-            top.meta[LEDGER_KEY] = Ledger.of(map(self._decision, self.text.decisions))
+        if self.text.decisions or self.text.gone:
+            entries = [self._entry(_Entry, line) for line in self.text.decisions]
+            gone = [self._entry(GoneEntry, line) for line in self.text.gone]
+            top.meta[LEDGER_KEY] = Ledger.of(entries, gone)
         for path in reversed(self.text.graphs):
             module = self.value.modules[path]
             assert isinstance(module, GraphModule)
@@ -305,8 +309,11 @@ class _Builder:
             raise self.value.error(tree, "this is no frame", "write &0, an entry of the section frames")
         return self.text.frames[tree.index]
 
-    def _decision(self, line: tuple[Call, Entry | None]) -> _Entry:
+    def _entry(self, kind: type, line: tuple[Call, Entry | None]) -> Any:
+        """An entry of the ledger, with where its operator comes from."""
         call, place = line
         fields = {k: self.value.read(v) for k, v in call.keywords}
+        if "nearest" in fields:
+            fields["nearest"] = self.value.make(call, lambda: NearMiss(*fields["nearest"]))
         origin = {} if place is None else self._place(place)
-        return self.value.make(call, _Entry, **fields, origin=origin)
+        return self.value.make(call, kind, **fields, origin=origin)

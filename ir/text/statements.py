@@ -84,6 +84,7 @@ class Statements:
         self.modules: list[ModuleLine] = []
         self.tensors: list[tuple[str, int, Call]] = []
         self.decisions: list[tuple[Call, Entry | None]] = []
+        self.gone: list[tuple[Call, Entry | None]] = []
         self.places: dict[int, dict[str, Tree]] = {}
         self.frames: dict[int, str] = {}
         self._header()
@@ -243,8 +244,9 @@ class Statements:
         self.tensors.append((path, at, self._call_of("parameter", "buffer", "constant")))
 
     def _ledger_line(self) -> None:
-        call = self._call_of("decision")
-        self.decisions.append((call, self.reader.index("@") if self.reader.peek("@") else None))
+        call = self._call_of("decision", "gone")
+        lines = self.decisions if call.name == "decision" else self.gone
+        lines.append((call, self.reader.index("@") if self.reader.peek("@") else None))
 
     def _places_line(self) -> None:
         read = self.reader

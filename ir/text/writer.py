@@ -324,9 +324,17 @@ class _Writer:
             fields = attrs.asdict(entry, recurse=False)
             if not entry.note:
                 del fields["note"]
+            nearest = fields.pop("nearest")
+            if nearest is not None:
+                fields["nearest"] = attrs.astuple(nearest)
             origin = self.places.write(fields.pop("origin"))
             with _Inside("the ledger"):
                 yield f"{self.value.call('decision', **fields)}{' ' + origin if origin else ''}"
+        for entry in ledger.gone_entries:
+            fields = attrs.asdict(entry, recurse=False)
+            origin = self.places.write(fields.pop("origin"))
+            with _Inside("the ledger"):
+                yield f"{self.value.call('gone', **fields)}{' ' + origin if origin else ''}"
 
 
 def _sections(sections: Mapping[str, list[str]]) -> list[str]:

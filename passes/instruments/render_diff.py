@@ -12,14 +12,19 @@ from rich.text import Text
 from ...ir.graph_diff import GraphDiff, NodeChange
 from ...ir.location import module_path
 
-__all__ = ["STAT_LEGEND", "render_diff", "render_stat"]
+__all__ = ["DIFF_LEGEND", "STAT_LEGEND", "render_diff", "render_stat"]
 
-STAT_LEGEND: Final = (
-    "+ added   - removed   ~ changed, in one respect or several: retargeted (calls another operator), "
-    "rewired (reads other nodes), edited (other numbers among its arguments), annotated (another annotation, "
-    "sharing group or kernel), renamed, moved"
-)
-"""What the signs and words of :func:`render_stat` mean."""
+_ATTRIBUTES: Final = "attributes: weights, observers, nested graphs"
+
+DIFF_LEGEND: Final = f"+ added   - removed   - and + changed   > moved   @ {_ATTRIBUTES}"
+"""What the signs of :func:`render_diff` mean."""
+
+STAT_LEGEND: Final = f"""\
++ added   - removed   ~ changed   > moved
+changed: retargeted (calls another operator), rewired (reads other nodes), edited (other
+         numbers among its arguments), annotated (other specs, sharing group or kernel)
+{_ATTRIBUTES}"""
+"""What the signs and words of :func:`render_stat` mean, of two graphs: names are not compared there."""
 
 _STYLES: Final = {"+": "green", "-": "red", ">": "cyan", "@": "yellow"}
 # As many signs as fit beside the names; with more changes a sign stands for several of them.
@@ -43,7 +48,7 @@ def render_stat(diff: GraphDiff) -> Group:
     most = max((len(signs) for signs in modules.values()), default=0)
     for module, signs in modules.items():
         bar = Text()
-        for sign in "+-~":
+        for sign in "+-~>":
             count = signs.count(sign)
             shown = count if most <= _MOST_SIGNS else -(-count * _MOST_SIGNS // most)
             bar.append(sign * shown, _STYLES.get(sign, "yellow"))
@@ -77,4 +82,4 @@ def _module(change: NodeChange) -> str:
 
 
 def _sign(change: NodeChange) -> str:
-    return {"added": "+", "removed": "-"}.get(change.aspects[0], "~")
+    return {"added": "+", "removed": "-", "moved": ">"}.get(change.aspects[0], "~")

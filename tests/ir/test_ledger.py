@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
+from lowbit.ir.gone import gone_by_name
 from lowbit.ir.ledger import Decision, Ledger
+from lowbit.ir.near_miss import NearMiss
 from torch import nn
 from torch.fx import Node
 
@@ -104,7 +107,8 @@ def test_what_more_a_kernel_could_do_is_noted_where_it_runs(nodes) -> None:
         each.quantized(nodes["linear"], "linear", "runs as k", kernel="k", runs_at="call")
         each.missed("no-pattern", nodes["tanh"])
     inside.moved({"call": "larger"})
-    ledger.noted({"call": ("not-merged", "it is by itself")})
+    for _ in range(2):  # as often as the pass runs
+        ledger.noted({"call": ("not-merged", "it is by itself")})
     told = {d.node: (d.runs_at, d.note, d.detail) for d in ledger.decisions}
     assert told == {
         "linear": ("call", "not-merged", "runs as k; it is by itself"),
@@ -112,6 +116,48 @@ def test_what_more_a_kernel_could_do_is_noted_where_it_runs(nodes) -> None:
         "body.linear": ("body.larger", "", "runs as k"),
         "body.tanh": ("", "", ""),
     }
+
+
+def test_what_a_pass_took_out_is_no_decision_and_is_known(nodes) -> None:
+    ledger = Ledger()
+    inside = ledger.inside("body", ())
+    ledger.removed(nodes["linear"], "folded", by="fold", into=nodes["tanh"])
+    inside.removed(nodes["tanh"], "unread", by="sweep")
+    copied = ledger.copy()
+    ledger.removed(nodes["tanh"], "identity", by="sweep", into=nodes["x"])
+    assert ledger.decisions == ()
+    assert [(g.node, g.why, g.into, g.by, g.module) for g in ledger.gone] == [
+        ("linear", "folded", "tanh", "fold", "inner.0"),
+        ("body.tanh", "unread", "", "sweep", ""),
+        ("tanh", "identity", "x", "sweep", ""),
+    ]
+    assert [g.node for g in copied.gone] == ["linear", "body.tanh"]
+    assert Ledger.of(ledger.entries, ledger.gone_entries) == ledger
+    # What stands for an operator may be gone too: then it is what stands for that.
+    (linear,) = gone_by_name(ledger.gone, "inner")
+    assert linear.into == "x"
+    assert gone_by_name(ledger.gone, "inn") == gone_by_name(ledger.gone, "") == ()
+    (tanh,) = gone_by_name(ledger.gone, "body.tanh")
+    assert str(tanh) == "%body.tanh was left out by the pass sweep: nothing reads its result"
+
+
+def test_the_nearest_miss_stays_with_a_decision_that_is_float(nodes) -> None:
+    far, near = (NearMiss("p", found, 3, "different-target", "x", "it is not") for found in (1, 2))
+    ledger = Ledger()
+    ledger.missed("no-pattern", nodes["tanh"])
+    for miss in (far, near, far):
+        ledger.almost(nodes["tanh"], miss)
+    ledger.missed("no-kernel", nodes["tanh"])
+    assert [(d.reason, d.nearest) for d in ledger.decisions] == [("no-kernel", near)]
+    ledger.quantized(nodes["tanh"], "p")
+    assert ledger.decisions[0].nearest is None
+
+
+def test_functions_are_written_as_in_python(nodes) -> None:
+    nodes["tanh"].target = operator.getitem
+    ledger = Ledger()
+    ledger.missed("no-pattern", nodes["tanh"])
+    assert ledger.decisions[0].target == "operator.getitem"
 
 
 def test_a_copy_is_independent(nodes) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowbit.backends.guards import constant_weight
+from lowbit.ir.near_miss import NearMiss
 from lowbit.matchers import near_miss
-from lowbit.matchers.near_miss import NearMiss, nearest_miss
+from lowbit.matchers.near_miss import NearMisses
 from lowbit.matchers.operator_pattern import OperatorPattern, Role, Sharing
 from lowbit.passes import Normalize, PassManager, Pipeline
 from torch import Tensor, nn
@@ -71,18 +72,18 @@ def graph_of(function: Callable[[Net, Tensor], object], **options: object) -> di
 
 def test_a_value_inside_the_pattern_with_a_second_reader() -> None:
     nodes = graph_of(lambda m, x: F.relu(y := m.conv(x)) + y)
-    miss = nearest_miss(nodes["conv2d"], PATTERNS, larger_than=1)
+    miss = NearMisses(PATTERNS).of(nodes["conv2d"], larger_than=1)
     assert miss == NearMiss(
         "conv2d-relu", 1, 2, "second-user", "conv2d",
         "%conv2d has 2 readers (%relu, %add), and fused only one of them could read it",
     )  # fmt: skip
-    assert nearest_miss(nodes["relu"], PATTERNS) == miss
+    assert NearMisses(PATTERNS).of(nodes["relu"]) == miss
     assert str(miss).startswith("conv2d-relu: %conv2d has 2 readers")
 
 
 def test_another_literal() -> None:
     nodes = graph_of(lambda m, x: F.gelu(m.conv(x), approximate="tanh"))
-    miss = nearest_miss(nodes["gelu"], PATTERNS)
+    miss = NearMisses(PATTERNS).of(nodes["gelu"])
     assert miss is not None
     assert (miss.pattern, miss.found, miss.size, miss.reason) == ("conv2d-gelu", 2, 2, "different-literal")
     assert miss.detail == "approximate of %gelu is 'tanh', in the pattern 'none'"
@@ -90,7 +91,7 @@ def test_another_literal() -> None:
 
 def test_a_condition_that_is_not_met_is_nearer_than_operators_that_are_missing() -> None:
     nodes = graph_of(lambda m, x: F.conv2d(x, m.conv.weight * 2, m.conv.bias).sigmoid())
-    miss = nearest_miss(nodes["conv2d"], PATTERNS)
+    miss = NearMisses(PATTERNS).of(nodes["conv2d"])
     assert miss is not None
     assert (miss.pattern, miss.found, miss.size, miss.reason) == ("conv2d", 1, 1, "weight-not-constant")
     assert miss.detail.endswith(": %mul (aten.mul.Tensor)")
@@ -98,7 +99,7 @@ def test_a_condition_that_is_not_met_is_nearer_than_operators_that_are_missing()
 
 def test_of_patterns_with_other_operators_the_one_with_fewest_missing() -> None:
     nodes = graph_of(lambda m, x: torch.tanh(m.conv(x)).sigmoid())
-    miss = nearest_miss(nodes["conv2d"], PATTERNS, larger_than=1)
+    miss = NearMisses(PATTERNS).of(nodes["conv2d"], larger_than=1)
     assert miss is not None
     assert (miss.pattern, miss.found, miss.size) == ("conv2d-tanh-relu", 2, 3)
     assert miss.detail == "%sigmoid (aten.sigmoid.default) reads %tanh, not aten.relu.default"
@@ -106,14 +107,14 @@ def test_of_patterns_with_other_operators_the_one_with_fewest_missing() -> None:
 
 
 def test_the_last_operator_of_the_model() -> None:
-    miss = nearest_miss(graph_of(lambda m, x: m.conv(x))["conv2d"], PATTERNS, larger_than=1)
+    miss = NearMisses(PATTERNS).of(graph_of(lambda m, x: m.conv(x))["conv2d"], larger_than=1)
     assert miss is not None
     assert miss.detail == "no aten.relu.default reads %conv2d, which the model returns"
 
 
 def test_another_overload_of_the_operator() -> None:
     # Of an even kernel the two ends are padded by different amounts, which numbers cannot say.
-    miss = nearest_miss(graph_of(lambda m, x: m.conv(x), kernel_size=2, padding="same")["conv2d"], (CONV,))
+    miss = NearMisses((CONV,)).of(graph_of(lambda m, x: m.conv(x), kernel_size=2, padding="same")["conv2d"])
     assert miss is not None
     assert (miss.found, miss.reason) == (0, "different-target")
     assert miss.detail == "%conv2d is aten.conv2d.padding, not aten.conv2d.default"
@@ -121,11 +122,11 @@ def test_another_overload_of_the_operator() -> None:
 
 def test_no_near_miss_of_what_fits_or_of_what_no_pattern_has() -> None:
     nodes = graph_of(lambda m, x: F.relu(m.conv(x)).softmax(1).flatten(1))
-    assert nearest_miss(nodes["conv2d"], PATTERNS) is None
-    assert nearest_miss(nodes["relu"], PATTERNS) is None
-    assert nearest_miss(nodes["softmax"], PATTERNS) is None
+    assert NearMisses(PATTERNS).of(nodes["conv2d"]) is None
+    assert NearMisses(PATTERNS).of(nodes["relu"]) is None
+    assert NearMisses(PATTERNS).of(nodes["softmax"]) is None
     # What moves values follows its inputs; there is no structure to miss.
-    assert nearest_miss(nodes["flatten"], PATTERNS) is None
+    assert NearMisses(PATTERNS).of(nodes["flatten"]) is None
 
 
 def test_the_work_does_not_depend_on_the_size_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +144,6 @@ def test_the_work_does_not_depend_on_the_size_of_the_graph(monkeypatch: pytest.M
             lambda m, x, length=length: [x := F.relu(y := m.conv(x)) + y for _ in range(length)][-1]
         )
         looked.clear()
-        assert nearest_miss(nodes["conv2d"], PATTERNS, larger_than=1) is not None
+        assert NearMisses(PATTERNS).of(nodes["conv2d"], larger_than=1) is not None
         counts.append(len(looked))
     assert counts[0] == counts[1] <= len(PATTERNS)

@@ -23,6 +23,7 @@ from ...errors import GraphInputError, LowbitError
 from ...ir.ledger import Ledger
 from ...ir.quantizer import Quantizer
 from ...ir.text import parse
+from ...ir.wording import with_article
 from ...matchers.operator_pattern import OperatorPattern
 from ...passes import Pass, PassContext, PassManager, Pipeline
 from ...passes.instruments import Verify
@@ -190,7 +191,7 @@ def _find_patterns(place: str | None) -> tuple[OperatorPattern, ...]:
     module, _, attribute = place.rpartition(":")
     backend: object = getattr(importlib.import_module(module), attribute) if module else get_backend(place)
     if not isinstance(backend, Backend):
-        raise GraphInputError(f"{place} is a {type(backend).__name__}, not a Backend")
+        raise GraphInputError(f"{place} is {with_article(type(backend).__name__)}, not a Backend")
     return backend.patterns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
@@ -33,6 +34,8 @@ EXIT_CODES: Final = {
 """What each exit code means."""
 
 _NOTE: Final = "it comes from "
+_AT: Final = "at: "
+_DO: Final = "do: "
 
 
 @attrs.frozen
@@ -102,9 +105,17 @@ def describe(error: BaseException, *, with_traceback: bool) -> Failure:
     return _raised_by_others(error, in_full=with_traceback)
 
 
-def in_code_of_yours(error: BaseException, who: str) -> None:
-    """Note on ``error`` that it comes from ``who``, which the user named: their frames are what is shown."""
-    error.add_note(_NOTE + who)
+def in_code_of_yours(error: BaseException, who: str, where: Sequence[str] = (), hint: str = "") -> None:
+    """Note on ``error`` that it comes from ``who``, which the user named: their frames are what is shown.
+
+    Args:
+        error: what was raised.
+        who: what of the user's raised it.
+        where: what it worked on.
+        hint: what to do next.
+    """
+    for note in (_NOTE + who, *(_AT + place for place in where), *([_DO + hint] if hint else [])):
+        error.add_note(note)
 
 
 def _of_lowbit(error: LowbitError, code: int, text: str) -> Failure:
@@ -115,11 +126,13 @@ def _of_lowbit(error: LowbitError, code: int, text: str) -> Failure:
 
 def _raised_by_others(error: BaseException, *, in_full: bool) -> Failure:
     kind = type(error).__name__
-    callers = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
-    is_all = in_full or not callers
-    text = "".join(traceback.format_exception(error)) if is_all else without_ours(error, callers.__contains__)
-    if callers:
-        who = callers[0].removeprefix(_NOTE)
-        return Failure(_RAISED, kind, f"{who} raised {kind}: {error}", traceback=text)
+    notes: list[str] = getattr(error, "__notes__", [])
+    who, where, hint = ([n.removeprefix(p) for n in notes if n.startswith(p)] for p in (_NOTE, _AT, _DO))
+    if who:
+        cut = without_ours(error, lambda note: note.startswith((_NOTE, _AT, _DO)))
+        text = "".join(traceback.format_exception(error)) if in_full else cut
+        found = f"{who[0]} raised {kind}: {error}"
+        return Failure(_RAISED, kind, found, tuple(where), "; ".join(hint), traceback=text)
+    text = "".join(traceback.format_exception(error))
     hint = "if this is not from code of yours, it is a defect of lowbit: please report it"
     return Failure(_RAISED, kind, f"{kind}: {error}", hint=hint, traceback=text)

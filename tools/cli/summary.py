@@ -69,6 +69,7 @@ def decisions_as_data(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
             "module": decision.module,
             "source": decision.source,
             "kernel": decision.kernel or None,
+            "nearest": None if decision.nearest is None else attrs.asdict(decision.nearest),
         }
         for decision in decisions
     ]
@@ -115,8 +116,9 @@ def _show_left_float(console: Console, operators: Iterable[OperatorExplanation])
             for label, said in (
                 ("because", list(dict.fromkeys(_cause(each) for each in about if each.because))),
                 ("found", list(dict.fromkeys(each.more for each in about if each.more))),
+                ("nearest", list(dict.fromkeys(str(m) for each in about for m in each.other_nearest))),
             ):
-                if said and (label == "because" or len(said) == 1):
+                if said and (label != "found" or len(said) == 1):
                     console.print(f"    {label}: {_some(said, '; ')}", soft_wrap=True)
             if advice:
                 console.print(f"    do: {in_command(advice)}", soft_wrap=True)

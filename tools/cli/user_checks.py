@@ -10,6 +10,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ...errors import GraphInputError, OptionError
+from ...ir.wording import with_article
 from ..bisect import Check, Metric, script_check
 from .quantizing.named_object import code_of, find_object, is_object_name
 
@@ -77,7 +78,8 @@ def find_metric(text: str) -> Metric:
 def _function(text: str, kind: str) -> Callable[[GraphModule], Any]:
     found = find_object(text)
     if not callable(found):
-        raise OptionError(f"the {kind} {text} is a {type(found).__name__}", hint="name a function")
+        what = with_article(type(found).__name__)
+        raise OptionError(f"the {kind} {text} is {what}", hint="name a function")
 
     def call(model: GraphModule) -> Any:
         with code_of(f"the {kind} {text}"):

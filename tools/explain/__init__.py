@@ -1,8 +1,9 @@
 """Explanations: what became of an operator and why, and why two tensors share a scale."""
 
+from ...ir.gone import Gone
+from ...ir.near_miss import NearMiss
 from .because import Because
 from .explanation import Explanation, OperatorExplanation
-from .folded import FoldedExplanation
 from .operators import explain
 from .sharing import SharingExplanation, why_shared
 from .tensors import TensorExplanation
@@ -10,7 +11,8 @@ from .tensors import TensorExplanation
 __all__ = [
     "Because",
     "Explanation",
-    "FoldedExplanation",
+    "Gone",
+    "NearMiss",
     "OperatorExplanation",
     "SharingExplanation",
     "TensorExplanation",

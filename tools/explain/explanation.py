@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from ...ir.coverage import Coverage
+from ...ir.gone import Gone
+from ...ir.near_miss import NearMiss
 from ...ir.reasons import REASONS
-from ...matchers.near_miss import NearMiss
 from .because import Because
-from .folded import FoldedExplanation
 from .tensors import TensorExplanation
 
 __all__ = ["Explanation", "OperatorExplanation", "by_advice"]
@@ -34,11 +34,14 @@ class OperatorExplanation:
         pattern: the operator pattern that it is quantized as.
         kernel: what it runs on, once it is lowered.
         runs_at: the node that calls the kernel.
+        run_together: the operators that this call computes, itself among them; looked up where a part of the
+            model was asked about.
         note: a reason code of what more that kernel could have done; mostly empty.
         module: dotted path of its module.
         source: its source line.
         made_by: the pass that made its node, "" for one that was exported.
-        tensors: how what it reads and writes is quantized.
+        tensors: how what it reads and writes is quantized; where it runs on a kernel, the arguments and the
+            result of that, which computes what was fused with it too.
         nearest: patterns that it is almost part of, or a larger one than it is quantized as.
         because: where its reason is that a neighbour is float: who keeps that float, the nearest three; of a
             whole model the nearest one. The advice is about them.
@@ -54,6 +57,7 @@ class OperatorExplanation:
     pattern: str = ""
     kernel: str = ""
     runs_at: str = ""
+    run_together: tuple[str, ...] = ()
     note: str = ""
     module: str = ""
     source: str = ""
@@ -77,6 +81,11 @@ class OperatorExplanation:
             return ""
         return self.detail.removeprefix(f"{self.meaning}; ")
 
+    @property
+    def other_nearest(self) -> tuple[NearMiss, ...]:
+        """Those of the near misses that say more than the reason does."""
+        return tuple(miss for miss in self.nearest if miss.reason != self.reason)
+
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"  {label + ':':9}{text}" for label, text in self._lines())])
 
@@ -85,14 +94,16 @@ class OperatorExplanation:
             yield "why", self.meaning
         # The kernel and the nearest miss say the same in more words.
         more = "" if self.runs_at else self.more
-        if more and all(miss.reason != self.reason for miss in self.nearest):
+        if more and self.other_nearest == self.nearest:
             yield "found", more
         yield from (("because", str(cause)) for cause in self.because)
         yield from (("nearest", str(miss)) for miss in self.nearest)
         if self.advice:
             yield "do", self.advice
         if self.kernel:
-            yield "kernel", f"{self.kernel}, called by %{self.runs_at}" if self.runs_at else self.kernel
+            call = f", called by %{self.runs_at}" if self.runs_at else ""
+            several = [f"%{name}" for name in self.run_together] if len(self.run_together) > 1 else []
+            yield "kernel", f"{self.kernel}{call}{f' for {_and(several)} together' if several else ''}"
         if self.note:
             yield "note", f"{self.note}: {self.detail.partition('; ')[2]}"
         yield from (("tensor", str(tensor)) for tensor in self.tensors)
@@ -113,19 +124,20 @@ class Explanation:
     Args:
         about: what was asked about, "" for the whole model.
         coverage: of the whole model.
-        operators: the operators it is about, in graph order. Tensors and near misses are looked up where a
-            part was asked about.
-        folded: BatchNorms that were asked about and are gone; the operators are those they are part of.
+        operators: the operators it is about, in graph order. Tensors, and larger patterns that an operator
+            that is quantized is almost part of, are looked up where a part was asked about.
+        gone: operators that were asked about and that a pass took out of the graph; where nothing else was
+            asked about, the operators are those that stand for them.
     """
 
     about: str
     coverage: Coverage
     operators: tuple[OperatorExplanation, ...]
-    folded: tuple[FoldedExplanation, ...] = ()
+    gone: tuple[Gone, ...] = ()
 
     def __str__(self) -> str:
-        folded = "\n".join(map(str, self.folded))
-        return f"{folded}\n\n{self._of_operators()}" if folded else self._of_operators()
+        gone = "\n".join(map(str, self.gone))
+        return "\n\n".join(filter(None, [gone, self._of_operators()]))
 
     def _of_operators(self) -> str:
         if self.about and len(self.operators) <= _IN_FULL:
@@ -150,6 +162,11 @@ class Explanation:
             yield from (f"  {_place(each)}{_detail(each)}" for each in about)
 
 
+def _and(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def by_advice(left: Iterable[OperatorExplanation]) -> dict[str, list[OperatorExplanation]]:
     """Operators by what is to be done about them: about the nearest that decides, where there is one."""
     found: dict[str, list[OperatorExplanation]] = {}
@@ -159,7 +176,8 @@ def by_advice(left: Iterable[OperatorExplanation]) -> dict[str, list[OperatorExp
 
 
 def _detail(each: OperatorExplanation) -> str:
-    more = "; ".join(filter(None, [*map(str, each.because[:1]), each.more]))
+    near = [f"nearest: {miss}" for miss in each.other_nearest]
+    more = "; ".join(filter(None, [*map(str, each.because[:1]), each.more, *near]))
     return f": {more}" if more else ""
 
 

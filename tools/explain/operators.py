@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Container, Iterable
 
 import attrs
 from torch.fx import GraphModule, Node
 
+from ...backends.annotation import modes_of_code
+from ...backends.base import Backend
+from ...backends.choosing import presets_of_modes
 from ...backends.registry import get_backend
 from ...errors import StageError, UnknownNameError
 from ...ir.batch_norm import BATCH_NORMS
 from ...ir.float_view import float_view
+from ...ir.gone import gone_by_name
 from ...ir.ledger import Decision
+from ...ir.location import is_at
 from ...ir.meta import BACKEND_KEY, ORIGIN_KEY
+from ...ir.near_miss import NearMiss
 from ...ir.reasons import REASONS
 from ...ir.sharing import resolve_sharing
 from ...ir.stages import Stage, get_stage
-from ...matchers.near_miss import NearMiss, nearest_miss
-from ...matchers.operator_pattern import OperatorPattern
-from ...quantize_pt2e import coverage, decisions
+from ...matchers.near_miss import NearMisses
+from ...verb_results import coverage, decisions, ledger_of
 from .because import (
     Because,
     advice_of,
@@ -29,7 +35,6 @@ from .because import (
     points_to_a_neighbour,
 )
 from .explanation import Explanation, OperatorExplanation
-from .folded import folded_into
 from .tensors import TensorReader
 
 __all__ = ["explain"]
@@ -50,8 +55,8 @@ def explain(model: GraphModule, node_or_module: str | Node | None = None) -> Exp
     Args:
         model: what a verb returned, at any stage.
         node_or_module: a node or its name, the path of a module, or ``file:line``; None for the whole model.
-            A node that is no operator (an observer, a kernel, an input) stands for the operators around it, a
-            BatchNorm that was folded for what it was folded into.
+            A node that is no operator (an observer, a kernel, an input) stands for the operators around it;
+            of an operator that a pass took out (a BatchNorm that was folded, dropout) it is said which did.
 
     Raises:
         StageError: no verb has seen the model.
@@ -67,19 +72,21 @@ def explain(model: GraphModule, node_or_module: str | Node | None = None) -> Exp
     if about is None:
         return Explanation("", coverage(model), tuple(_with_nearest_causes(model, found)))
     name = about.removeprefix("%")
-    asked, folded = _named(name, found), folded_into(model, name)
+    asked, gone = _named(name, found), gone_by_name(ledger_of(model).gone, name)
     if not asked:
-        into = {each.into for each in folded}
-        asked = [d for d in found if d.node in into] or _around_what_is_named(model, name, found)
+        into = {each.into for each in gone}
+        asked = [d for d in found if d.node in into]
+    if not (asked or gone):
+        asked = _around_what_is_named(model, name, found)
     explainer = _Explainer(model, found)
-    return Explanation(about, coverage(model), tuple(map(explainer.operator, asked)), folded)
+    return Explanation(about, coverage(model), tuple(map(explainer.operator, asked)), gone)
 
 
 def _named(about: str, found: Iterable[Decision]) -> list[Decision]:
     """The decisions that ``about`` names: by node, by module, by source line, by kernel."""
     exact = [d for d in found if d.node == about]
     inside = exact or [d for d in found if about and f"{d.module}.".startswith(f"{about}.")]
-    at = inside or [d for d in found if _is_at(d.source, about)]
+    at = inside or [d for d in found if is_at(d.source, about)]
     return at or [d for d in found if about and d.runs_at == about]
 
 
@@ -91,13 +98,25 @@ def _around_what_is_named(model: GraphModule, about: str, found: Iterable[Decisi
         asked = [d for d in found if d.node in around]
         if asked:
             return asked
-    known = dict.fromkeys((*nodes, *(d.node for d in found), *(d.module for d in found if d.module)))
-    near = difflib.get_close_matches(about, list(known), n=3, cutoff=0.4)
     what = "is no operator, and next to none" if about in nodes else "is no node, module or source line"
-    raise UnknownNameError(
-        f"{about!r} {what} of the model",
-        hint=f"the nearest: {', '.join(near)}" if near else "explain(model) lists all operators",
-    )
+    raise UnknownNameError(f"{about!r} {what} of the model", hint=_instead(about, nodes, found))
+
+
+def _instead(about: str, nodes: Iterable[str], found: Iterable[Decision]) -> str:
+    """What may have been meant."""
+    decided = tuple(found)
+    if about.isdecimal():
+        lines = dict.fromkeys(line for d in decided if (line := _line(d)).endswith(f":{about}"))
+        return f"a line is asked about behind its file: {', '.join(lines) or 'model.py:42'}"
+    known = dict.fromkeys((*nodes, *(d.node for d in decided), *(d.module for d in decided if d.module)))
+    near = difflib.get_close_matches(about, list(known), n=3, cutoff=0.4)
+    says = f"the nearest: {', '.join(near)}" if near else "explain without a name lists all operators"
+    return f"{says}; of modules that compute nothing, as nn.Identity, torch.export leaves no trace"
+
+
+def _line(decision: Decision) -> str:
+    """``model.py:42``: the source line without its folders and its code."""
+    return decision.source.partition(": ")[0].rpartition("/")[2]
 
 
 def _around(node: Node, operators: Container[str]) -> set[str]:
@@ -116,28 +135,26 @@ def _around(node: Node, operators: Container[str]) -> set[str]:
     return found
 
 
-def _is_at(source: str, about: str) -> bool:
-    """Whether a source line ``path/file.py:12: code`` is ``file.py:12``, with as much of the path as said."""
-    path, _, _ = source.partition(": ")
-    return bool(about) and (path == about or path.endswith(f"/{about}"))
-
-
-def _without_graph(decision: Decision) -> OperatorExplanation:
-    """What the ledger says by itself."""
+def _without_graph(decision: Decision, backend: Backend | None) -> OperatorExplanation:
+    """What the ledger says by itself, and the backend of what it has presets for."""
     is_float = decision.status == "float"
     known = REASONS.get(decision.reason) if is_float else None
+    modes = modes_of_code(decision.reason) if is_float else ()
+    presets = presets_of_modes(backend, modes) if modes and backend is not None else ()
+    named = f": {', '.join(preset.name for preset in presets)}" if presets else ""
     return OperatorExplanation(
         node=decision.node,
         target=decision.target,
         status=decision.status,
         reason=decision.reason if is_float else "",
         meaning="" if known is None else known.meaning,
-        advice="" if known is None else known.advice,
+        advice="" if known is None else f"{known.advice}{named}",
         detail=decision.detail,
         pattern="" if is_float else decision.reason,
         kernel=decision.kernel,
         runs_at=decision.runs_at,
         note=decision.note,
+        nearest=() if decision.nearest is None else (decision.nearest,),
         module=decision.module,
         source=decision.source,
     )
@@ -151,8 +168,10 @@ def _with_nearest_causes(model: GraphModule, found: Iterable[Decision]) -> list[
     if pointing:
         starts = [node for node in float_view(model).graph.nodes if node.name in pointing]
         causes = find_nearest_causes(starts, decided, low_precision_tensors(model))
+    backend = _backend_of(model)
     return [
-        _because(_without_graph(d), (causes[d.node],) if d.node in causes else ()) for d in decided.values()
+        _because(_without_graph(d, backend), (causes[d.node],) if d.node in causes else ())
+        for d in decided.values()
     ]
 
 
@@ -171,16 +190,30 @@ class _Explainer:
         self._floats = {node.name: node for node in view.nodes}
         sharing = resolve_sharing(view) if get_stage(model) in _ANNOTATED else None
         self._tensors = TensorReader(model, sharing)
-        self._patterns = _patterns_of(model)
+        self._backend = _backend_of(model)
+        self._patterns = () if self._backend is None else self._backend.patterns
         self._low = low_precision_tensors(model)
         self._is_lowered = get_stage(model) is Stage.LOWERED
+        self._run_at: dict[str, list[str]] = {}
+        for decision in self._decisions.values():
+            self._run_at.setdefault(decision.runs_at, []).append(decision.node)
+
+    @functools.cached_property
+    def _near(self) -> NearMisses:
+        # All patterns are captured for it, which not every question needs.
+        return NearMisses(self._patterns)
 
     def operator(self, decision: Decision) -> OperatorExplanation:
         node = self._nodes.get(decision.node)
         kernel = self._nodes.get(decision.runs_at)
-        said = _without_graph(decision)
+        said = _without_graph(decision, self._backend)
         if kernel is not None:
-            return attrs.evolve(said, tensors=self._tensors.of_kernel(kernel), made_by=_maker_of(kernel))
+            return attrs.evolve(
+                said,
+                run_together=tuple(self._run_at[decision.runs_at]),
+                tensors=self._tensors.of_kernel(kernel),
+                made_by=_maker_of(kernel),
+            )
         if node is None:
             return said
         return attrs.evolve(
@@ -203,10 +236,14 @@ class _Explainer:
         if node is None:
             return []
         fused = next((p for p in self._patterns if p.name == decision.reason), None)
-        miss = nearest_miss(node, self._patterns, larger_than=0 if fused is None else fused.size)
-        # That other operators stand behind one that is quantized is no miss.
-        is_near = miss is not None and (decision.status == "float" or miss.reason != "different-target")
-        misses = [miss] if miss is not None and is_near and not self._is_internal(miss) else []
+        miss = decision.nearest
+        if miss is None:
+            # Of what is quantized already, a larger pattern; and of what somebody else annotated.
+            miss = self._near.of(node, larger_than=0 if fused is None else fused.size)
+            # That other operators stand behind one that is quantized is no miss.
+            is_near = miss is not None and (decision.status == "float" or miss.reason != "different-target")
+            miss = miss if is_near and miss is not None and not self._is_internal(miss) else None
+        misses = [] if miss is None else [miss]
         for reader in sorted(node.users):
             said = self._decisions.get(reader.name)
             if reader.target in BATCH_NORMS and said is not None and said.status == "float":
@@ -223,13 +260,13 @@ class _Explainer:
         return any(each.op == "call_function" and each.name not in self._decisions for each in near)
 
 
-def _patterns_of(model: GraphModule) -> tuple[OperatorPattern, ...]:
+def _backend_of(model: GraphModule) -> Backend | None:
+    """The backend it was prepared for; None where that is not installed here, as of a saved model."""
     name = model.meta.get(BACKEND_KEY)
     try:
-        return () if name is None else get_backend(name).patterns
+        return None if name is None else get_backend(name)
     except UnknownNameError:
-        # A saved model may be of a backend that is not installed here; there is more to say than near misses.
-        return ()
+        return None
 
 
 def _maker_of(node: Node) -> str:

@@ -49,7 +49,8 @@ class TensorExplanation:
     observer: str = ""
 
     def __str__(self) -> str:
-        name = self.tensor if self.role in {"argument", "result"} else f"%{self.tensor}"
+        of_kernel = self.role in {"argument", "result"}
+        name = f"{self.tensor} of the kernel" if of_kernel else f"%{self.tensor}"
         words = [f"{self.role} {name}", self.spec]
         if self.scale is not None:
             words.append(f"scale {_range(self.scale)}")

@@ -461,7 +461,7 @@ def test_operators_left_float_have_their_reason(run_flow: RunFlow) -> None:
         "split": "float-input",
         "getitem": "float-input",
         "max_pool2d": "no-low-precision-reader",
-        "add": "no-pattern",
+        "add": "pointwise",
     }
     assert flow.decision("conv2d").detail == "runs as onednn.qconv_pointwise"
     assert flow.difference() < ROUNDING

@@ -98,7 +98,10 @@ def test_bad_values_are_refused_and_change_nothing(
     x = data(1)
     x[2, 3] = bad
     kind = {"nan": "NaN", "inf": r"\+inf", "-inf": "-inf"}[str(bad)]
-    with pytest.raises(CalibrationDataError, match=f"1 {kind} among the 24 values"):
+    with pytest.raises(
+        CalibrationDataError,
+        match=rf"1 {kind} among the 24 values of a tensor of shape \[4, 6\], the first at \[2, 3\]",
+    ):
         observer(x)
     assert state(observer) == before
 

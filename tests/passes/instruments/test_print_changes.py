@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 
 import torch
+from lowbit.ir.graph_diff import diff
+from lowbit.ir.snapshot import take_snapshot
 from lowbit.passes import PassManager, Pipeline
 from lowbit.passes.instruments import PrintChanges
+from lowbit.passes.instruments.render_diff import STAT_LEGEND, render_stat
 from rich.console import Console
 from torch import nn
 from torch.fx import GraphModule
@@ -46,3 +49,14 @@ def test_a_summary_counts_by_module(export) -> None:
     assert ["2", "|", "1", "~"] in lines  # the ReLU, which reads the convolution now
     assert any(line[:2] == ["1", "|"] and set(line[-1]) == {"-"} for line in lines)
     assert any("removed" in line for line in text.splitlines())
+
+
+def test_a_node_that_only_moved_has_a_sign_of_its_own(export) -> None:
+    gm = export(nn.Bilinear(2, 2, 2), torch.ones(1, 2), torch.ones(1, 2))
+    before = take_snapshot(gm)
+    weight, bias = (gm.graph.find_nodes(op="get_attr", target=name)[0] for name in ("weight", "bias"))
+    bias.append(weight)
+    file = io.StringIO()
+    Console(file=file).print(render_stat(diff(before, take_snapshot(gm))))
+    assert " (top) | 1 >\n 1 moved\n" in file.getvalue()
+    assert "> moved" in STAT_LEGEND

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lowbit.errors import CalibrationDataError, OptionError, UnsupportedError
-from lowbit.tools.cli.quantizing.calibration_data import batches_for, find_data, first_batch
+from lowbit.tools.cli.quantizing.batches import batches_for
+from lowbit.tools.cli.quantizing.calibration_data import find_data, first_batch
 from lowbit.tools.cli.quantizing.model_inputs import ModelInputs, inputs_of
 from torch import Tensor, nn
 
@@ -40,17 +41,14 @@ def any_number() -> ModelInputs:
 
 
 def taken(inputs: ModelInputs, name: str, **limits: Any) -> list[Any]:
-    batches, count, _ = batches_for(
-        inputs, find_data(name)(), **{"batch_size": None, "steps": None, **limits}
-    )
-    found = list(batches)
-    assert count in (None, len(found))
+    fed = batches_for(inputs, find_data(name)(), **{"batch_size": None, "steps": None, **limits})
+    found = list(fed.batches)
+    assert fed.count in (None, len(found))
     return found
 
 
 def notes_on(inputs: ModelInputs, name: str) -> tuple[str, ...]:
-    _, _, notes = batches_for(inputs, find_data(name)(), batch_size=None, steps=None)
-    return notes
+    return batches_for(inputs, find_data(name)(), batch_size=None, steps=None).notes
 
 
 def test_arrays_by_name_are_cut_into_batches_of_the_models_size(project: Path, two: ModelInputs) -> None:
@@ -73,7 +71,7 @@ def test_arrays_without_names_are_the_inputs_in_order(project: Path, two: ModelI
     assert input.all()
     assert not ids.any()
     found = first_batch(find_data("data.npz")(), None)
-    assert [tensor.shape for tensor in found] == [(1, 3), (1, 1)]
+    assert [tensor.shape for tensor in found.batch] == [(1, 3), (1, 1)]
 
 
 def test_one_array_for_one_input_needs_no_name(project: Path, one: ModelInputs) -> None:
@@ -125,7 +123,7 @@ def test_batches_in_a_list_and_of_a_function(project: Path, one: ModelInputs) ->
         assert len(taken(one, "data:LIST")) == 3
         assert len(taken(one, "data:endless", steps=5)) == 5
         data = find_data("data:endless")()
-        assert first_batch(data, None) is first_batch(data, None), "looking does not take"
+        assert first_batch(data, None).batch is first_batch(data, None).batch, "looking does not take"
     finally:
         sys.path.remove(str(project))
 
@@ -133,15 +131,31 @@ def test_batches_in_a_list_and_of_a_function(project: Path, one: ModelInputs) ->
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"inputs": np.zeros((2, 3)), "ids": np.zeros((2, 1), int)}, "did you mean 'inputs'"),
+        (
+            {"inputs": np.zeros((2, 3)), "ids": np.zeros((2, 1), int)},
+            "rename 'inputs' in the data to 'input'",
+        ),
+        ({"x": np.zeros((2, 3)), "ids": np.zeros((2, 1), int)}, "rename 'x' in the data to 'input'"),
+        (
+            {"INPUT": np.zeros(2), "ids": np.zeros(2), "y": np.zeros(2)},
+            "rename 'INPUT' in the data to 'input'",
+        ),
+        ({"x": np.zeros(2), "y": np.zeros(2), "ids": np.zeros(2)}, "which of 'x', 'y' is for it, and rename"),
+        ({"ids": np.zeros((2, 1), int)}, "add it to the data, under the name 'input'"),
+        (
+            {"arr_0": np.zeros((2, 3))},
+            "takes an input 'ids', and the data have none of that name, but 'arr_0'",
+        ),
+        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "at: 'input' of data.npz"),
+        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "(3 along axis 1, not 4)"),
         ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "'input' is float32 [2, 4]"),
-        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "takes float32 [2, 3]"),
+        ({"input": np.zeros((2, 4)), "ids": np.zeros((2, 1), int)}, "takes float32 [any, 3]"),
         ({"input": np.zeros(2), "ids": np.zeros((2, 1), int)}, "stack samples along a first axis"),
         ({"input": np.zeros((2, 3), np.uint8), "ids": np.zeros((2, 1), int)}, "to float32"),
         ({"input": np.zeros((2, 3)), "ids": np.zeros((2, 1))}, "'ids' is float64 [2, 1]"),
-        ({"input": np.zeros((2, 3)), "ids": np.zeros((4, 1), int)}, "input 2, ids 4"),
-        ({"input": np.zeros((1, 3)), "ids": np.zeros((1, 1), int)}, "has 1 of the 2 samples"),
-        ({"input": np.zeros((0, 3)), "ids": np.zeros((0, 1), int)}, "no samples in input, ids"),
+        ({"input": np.zeros((2, 3)), "ids": np.zeros((4, 1), int)}, "'input' has 2, 'ids' has 4"),
+        ({"input": np.zeros((1, 3)), "ids": np.zeros((1, 1), int)}, "the data have 1 of the 2 samples"),
+        ({"input": np.zeros((0, 3)), "ids": np.zeros((0, 1), int)}, "no samples in 'input', 'ids'"),
         ({"input": np.array(["a", "b"]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
         ({"input": np.array([None, {}]), "ids": np.zeros((2, 1), int)}, "cannot be read"),
     ],
@@ -160,7 +174,7 @@ def test_batches_that_do_not_fit(two: ModelInputs) -> None:
     for batch, said in {
         "text": "the batch is a str",
         (torch.zeros(2, 3),): "has 1 of the 2 inputs that the model takes: input, ids",
-        (torch.zeros(2, 3), 1): "'ids' is a int, and the model takes a tensor of int64 [2, 1]",
+        (torch.zeros(2, 3), 1): "'ids' is an int, and the model takes a tensor of int64 [2, 1]",
         (torch.zeros(9, 3), torch.zeros(2, 1).long()): "2 samples at a time",
     }.items():
         with pytest.raises(CalibrationDataError) as caught:
@@ -174,7 +188,7 @@ def test_samples_of_which_one_was_saved_by_itself(project: Path, one: ModelInput
     with pytest.raises(CalibrationDataError) as caught:
         batches_for(one, find_data("data.npz")(), batch_size=None, steps=None)
     assert caught.value.hint == "the axis of samples is missing: stack samples along a first axis"
-    assert caught.value.where == ("data.npz",)
+    assert caught.value.where == ("'input' of data.npz",)
 
 
 def test_inputs_of_other_forms() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 # What each is called, and what is said to do with it by commands that take graphs.
 KINDS = {
     "missing.lowbit": ("missing", "name a graph that lowbit quantize --save-graphs wrote"),
-    "folder": ("folder", "name a graph in it: folder/converted.lowbit, folder/float.lowbit"),
+    "folder": ("folder", "name a graph in it: folder/converted.lowbit"),
     "no-graphs": ("folder", "name a graph that"),
     "empty.lowbit": ("empty", "name a graph that"),
     "binary.lowbit": ("other", "name a graph that"),

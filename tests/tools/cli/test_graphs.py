@@ -106,17 +106,23 @@ def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: An
     found = lowbit("diff", before, after, code=1).stdout
     assert found.startswith("stage: FLOAT → OBSERVED\n")
     assert "+ %activation_post_process" in found
-    stage, *modules, counts, total, legend = lowbit(
-        "diff", before, after, "--stat", code=1
-    ).stdout.splitlines()
+    lines = lowbit("diff", before, after, "--stat", code=1).stdout.splitlines()
+    at = lines.index("+ added   - removed   ~ changed   > moved")
+    stage, *modules, counts, total = lines[:at]
+    legend = "\n".join(lines[at:])
     assert stage == "stage: FLOAT → OBSERVED"
     data = json.loads(lowbit("diff", before, after, "--json", code=1).stdout)["diff"]
     assert total == f" {len(data['nodes'])} nodes in {len(modules)} modules"
     assert sum(int(line.split("|")[1].split()[0]) for line in modules) == len(data["nodes"])
-    assert legend.startswith("+ added   - removed   ~ changed")
     for aspect, count in data["counts"].items():
         assert f"{count} {aspect}" in counts
         assert aspect in legend
+    helped = [line.strip() for line in lowbit("diff", "--help").stdout.splitlines()]
+    assert {line.strip() for line in lines[at:]} <= set(helped), "the legend is in the help as it is printed"
+    assert (
+        "+ added   - removed   - and + changed   > moved   @ attributes: weights, observers, nested"
+        in " ".join(helped)
+    )
     data = json.loads(lowbit("diff", before, after, "--json", code=1).stdout)
     assert data["same"] is False
     assert data["stages"] == ["FLOAT", "OBSERVED"]
@@ -125,11 +131,11 @@ def test_diff_says_whether_graphs_differ(project: Path, graphs: Path, lowbit: An
 
 def test_explain_says_why_one_layer_stayed_float(project: Path, graphs: Path, lowbit: Any) -> None:
     graph = graphs / "converted.lowbit"
-    assert "left float: no-pattern 1" in lowbit("explain", graph).stdout
+    assert "left float: pointwise 1" in lowbit("explain", graph).stdout
     said = lowbit("explain", graph, "3").stdout
-    assert "%softplus (aten.softplus.default) stays float: no-pattern" in said
+    assert "%softplus (aten.softplus.default) stays float: pointwise" in said
     data = json.loads(lowbit("explain", graph, "softplus", "--json").stdout)
-    assert [(each["node"], each["reason"]) for each in data["operators"]] == [("softplus", "no-pattern")]
+    assert [(each["node"], each["reason"]) for each in data["operators"]] == [("softplus", "pointwise")]
     assert list(data)[:4] == ["format", "version", "about", "coverage"]
     assert data["coverage"] == coverage_as_data(coverage(load_graph(graph)))
     assert "softplus" in lowbit("explain", graph, "softpluss", code=2).stderr

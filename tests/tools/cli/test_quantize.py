@@ -29,9 +29,9 @@ def test_a_module_and_batches_of_a_function(project: Path, lowbit: Any) -> None:
         "left float:",
         f"  1 float-input: {REASONS['float-input'].meaning}",
         "    mean (net.py:15)",
-        "    because: %softplus (gate, net.py:14) hands it a float tensor: no-pattern",
-        f"    do: {REASONS['no-pattern'].advice}",
-        "  1 no-pattern: the backend has no operator pattern for it",
+        "    because: %softplus (gate, net.py:14) hands it a float tensor: pointwise",
+        f"    do: {REASONS['pointwise'].advice}",
+        f"  1 pointwise: {REASONS['pointwise'].meaning}",
         "    softplus in gate (net.py:14)",
     ]
     assert "wrote out/int8.pt2, " in said
@@ -118,7 +118,7 @@ def test_nothing_quantized_is_said_in_the_words_of_the_command(project: Path, lo
     (said,) = lowbit(*words).stderr.splitlines()
     assert said.startswith(
         "warning: nothing is quantized for x86_inductor with the preset weight-only: all 2 float operators "
-        "stay float (no-pattern 1, static-only 1). To get on: take another preset (--preset static, "
+        "stay float (pointwise 1, static-only 1). To get on: take another preset (--preset static"
     )
     assert said.endswith(", or see lowbit capabilities x86_inductor for what it quantizes.")
     assert "set_global" not in said
@@ -126,7 +126,7 @@ def test_nothing_quantized_is_said_in_the_words_of_the_command(project: Path, lo
 
     found, do = lowbit(*words, "--strict", code=3).stderr.splitlines()
     assert found == "error: nothing is quantized for x86_inductor with the preset weight-only"
-    assert do.endswith("; without --strict it is a warning")
+    assert do.endswith("; without --strict it is a warning, which says whether another preset would do")
     words = ("quantize", "net:module", *DATA, *PRESET, "--left-float", "stem", "--left-float", "head")
     result = lowbit(*words, "--save-graphs", "graphs")
     assert "leave --left-float out" in result.stderr
@@ -165,7 +165,7 @@ def test_whatever_the_function_returns(project: Path, lowbit: Any, model: str) -
         "quantized": 3,
         "float": 2,
         "share": 0.6,
-        "left_float": [["float-input", 1], ["no-pattern", 1]],
+        "left_float": [["float-input", 1], ["pointwise", 1]],
         "not_lowered": 0,
         "backend": "x86_inductor",
     }
@@ -175,7 +175,9 @@ def test_whatever_the_function_returns(project: Path, lowbit: Any, model: str) -
     image = {"image": torch.zeros(batch, 3, 8, 8)}
     shape = (converted(**image) if model == "by_keyword" else converted(*image.values())).shape
     assert shape == (batch, 4)
-    assert "net:" + model in project.joinpath("r.html").read_text(encoding="utf-8")
+    page = project.joinpath("r.html").read_text(encoding="utf-8")
+    assert "net:" + model in page
+    assert not [word for word in ("_pt2e", "explain(", "Quantizer()") if word in page], "it has the command"
 
 
 def test_what_may_be_an_input_or_a_label_is_said(project: Path, lowbit: Any) -> None:
@@ -257,7 +259,7 @@ def test_json_is_all_there_is_on_stdout(project: Path, lowbit: Any) -> None:
     assert data["weight_bytes"]["quantized"] < data["weight_bytes"]["float"]
     softplus = next(each for each in data["operators"] if each["node"] == "softplus")
     assert list(softplus) == [
-        *("node", "target", "status", "reason", "detail", "module", "source", "kernel"),
+        *("node", "target", "status", "reason", "detail", "module", "source", "kernel", "nearest"),
     ]
     assert (softplus["status"], softplus["module"], softplus["kernel"]) == ("float", "gate", None)
     assert len(list(project.joinpath("diffs").glob("*-annotate.diff"))) == 1
@@ -375,7 +377,7 @@ def test_of_many_operators_a_few_are_named(project: Path, lowbit: Any) -> None:
     )
     words = ("quantize", "many:build", "--backend", "x86_inductor", "--preset", "weight-only")
     lines = lowbit(*words).stdout.splitlines()
-    at = lines.index("  9 no-pattern: the backend has no operator pattern for it")
+    at = lines.index(f"  9 pointwise: {REASONS['pointwise'].meaning}")
     assert lines[at + 1] == "    softplus in 1, softplus_1 in 2, softplus_2 in 3 and 6 more"
 
 
@@ -418,7 +420,7 @@ def test_what_is_wrong_is_said(project: Path, lowbit: Any, words: tuple[str, ...
 
 
 def test_a_model_that_cannot_be_quantized(project: Path, lowbit: Any) -> None:
-    assert "net:three gives a int" in lowbit("quantize", "net:three", "--preset", "dynamic", code=3).stderr
+    assert "net:three gives an int" in lowbit("quantize", "net:three", "--preset", "dynamic", code=3).stderr
     project.joinpath("broken.pt2").write_text("nothing", encoding="utf-8")
     said = lowbit("quantize", "broken.pt2", "--preset", "dynamic", code=3).stderr
     assert "broken.pt2 is a text file of another kind, and no program" in said

@@ -61,11 +61,87 @@ def test_a_folded_batch_norm_is_part_of_its_convolution() -> None:
         for about in ("1", "batch_norm", "%batch_norm"):
             found = explain(stage, about)
             assert [each.node for each in found.operators] == ["conv2d"]
-            assert attrs.asdict(found)["folded"][0]["into"] == "conv2d"
+            assert attrs.asdict(found)["gone"][0]["into"] == "conv2d"
             assert str(found).startswith(
                 f"{first}\n\n%conv2d (aten.conv2d.default) is quantized as conv2d-relu\n"
             )
-    assert explain(prepared, "0").folded == ()
+    assert explain(prepared, "0").gone == ()
+
+
+class WithoutEffect(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.idle, self.first = nn.Tanh(), nn.Dropout(0.5)
+
+    def forward(self, x):
+        y = self.drop(self.bn(self.conv(self.first(x))))
+        self.idle(y)
+        return y.detach()
+
+
+def prepared_for_x86(model: nn.Module, *inputs: torch.Tensor):
+    exported = torch.export.export(model.eval(), inputs).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    return prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+
+
+def test_what_a_pass_took_out_is_known_with_why() -> None:
+    prepared = prepared_for_x86(WithoutEffect(), torch.randn(2, 3, 4, 4))
+    for stage in (prepared, parse(to_text(prepared), to_tensors(prepared))):
+        found = explain(stage, "drop")
+        # The BatchNorm before the dropout is part of the convolution, so that stands for both.
+        assert [(gone.node, gone.why, gone.into, gone.by) for gone in found.gone] == [
+            ("dropout_1", "identity", "conv2d", "normalize")
+        ]
+        assert [each.node for each in found.operators] == ["conv2d"]
+        (gone,) = explain(stage, "idle").gone
+        assert str(gone) == "%tanh in idle was left out by the pass normalize: nothing reads its result"
+        assert gone.source.endswith(": self.idle(y)")
+        line = gone.source.partition(": ")[0].rpartition("/")[2]
+        assert [each.node for each in explain(stage, line).gone] == ["tanh"]
+        # What stands for it may be an input, of which there is no more to say.
+        assert str(explain(stage, "first")) == (
+            "%dropout in first was left out by the pass normalize: in inference it computes nothing, so %x "
+            "stands for it"
+        )
+        assert [each.why for each in explain(stage, "detach").gone] == ["identity"]
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, self.folded, self.plain, (x,))
+
+    def folded(self, x):
+        return torch.relu(self.drop(self.bn(self.conv(x))))
+
+    def plain(self, x):
+        return self.conv(x) + 1
+
+
+def test_what_a_pass_took_out_of_a_body_is_known() -> None:
+    prepared = prepared_for_x86(Branches(), torch.randn(2, 3, 4, 4))
+    (gone,) = explain(prepared, "true_graph_0.batch_norm").gone
+    assert (gone.why, gone.into, gone.by) == ("folded", "true_graph_0.conv2d", "fold-batch-norm")
+    (gone,) = explain(prepared, "true_graph_0.dropout").gone
+    assert (gone.why, gone.into) == ("identity", "true_graph_0.conv2d")
+    assert [each.node for each in explain(prepared, "bn").operators] == ["true_graph_0.conv2d"]
+    (operator,) = explain(prepared, "true_graph_0.dropout").operators
+    assert operator.node == "true_graph_0.conv2d"
+
+
+def test_a_setting_for_what_a_pass_took_out_says_so() -> None:
+    exported = torch.export.export(WithoutEffect().eval(), (torch.randn(2, 3, 4, 4),)).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    quantizer = X86InductorQuantizer().set_global(preset).set_module_name("drop", None)
+    with pytest.raises(
+        UnknownNameError, match="left in the model: %dropout_1 in drop was left out by the pass"
+    ):
+        prepare_pt2e(exported, quantizer)
 
 
 def test_a_node_that_stays_float(stages) -> None:
@@ -201,7 +277,10 @@ def test_a_model_of_a_backend_that_is_not_installed(stages) -> None:
     model = copy.deepcopy(stages.prepared)
     model.meta["lowbit.backend"] = "elsewhere"
     (found,) = explain(model, "linear").operators
-    assert (found.reason, found.nearest) == ("weight-not-constant", ())
+    assert found.reason == "weight-not-constant"
+    # That is kept with the decision; what could be fused better is of the patterns of the backend.
+    assert [miss.pattern for miss in found.nearest] == ["linear"]
+    assert explain(model, "conv2d").operators[0].nearest[0].pattern == "batch-norm"
 
 
 class Diamonds(nn.Module):

@@ -176,8 +176,8 @@ ZOO: Final = (
     Mutant(
         "a change concealed",
         "passes.normalize:_normalize",
-        "changed = erase_unread(graph) or changed",
-        "erase_unread(graph)",
+        "changed = _erase_unread(graph, context) or changed",
+        "_erase_unread(graph, context)",
         NORMALIZE,
     ),
     Mutant(
@@ -193,9 +193,10 @@ ZOO: Final = (
     Mutant(
         "integers become floats",
         "passes.normalize:_normalize",
-        "changed |= erase_unread(graph)",
+        "changed |= _erase_unread(graph, context)",
         "[n.update_arg(1, float(n.args[1])) for n in graph.nodes "
-        "if n.target is _aten.add.Tensor and type(n.args[1]) is int]; changed |= erase_unread(graph)",
+        "if n.target is _aten.add.Tensor and type(n.args[1]) is int]; "
+        "changed |= _erase_unread(graph, context)",
         NORMALIZE,
     ),
     Mutant(
@@ -723,15 +724,15 @@ ZOO: Final = (
     Mutant(
         "linear and BatchNorm in training passed over",
         "ir.batch_norm:producer_layout",
-        "if target in _PRODUCERS",
-        "if target in _PRODUCERS and target is not _aten.linear.default",
+        "if target in PRODUCERS",
+        "if target in PRODUCERS and target is not _aten.linear.default",
         FUSE,
     ),
     Mutant(
         "padding in words and BatchNorm in training passed over",
         "ir.batch_norm:producer_layout",
-        "if target in _PRODUCERS",
-        "if target in _PRODUCERS and 'padding' not in str(target)",
+        "if target in PRODUCERS",
+        "if target in PRODUCERS and 'padding' not in str(target)",
         FUSE,
     ),
     Mutant(

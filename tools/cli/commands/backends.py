@@ -7,8 +7,9 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ....backends.choosing import presets_for_calibration
 from ....backends.registry import backend_names, get_backend
-from ..quantizing.target import default_preset, presets_for_calibration
+from ..quantizing.target import default_preset
 from ..terminal import Output, common_options
 
 __all__ = ["backends"]

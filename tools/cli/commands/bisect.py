@@ -8,7 +8,7 @@ import attrs
 import click
 from torch.fx import GraphModule
 
-from ....errors import OptionError
+from ....errors import GraphInputError, OptionError
 from ....ir.stages import Stage, get_stage
 from ....passes import Pipeline
 from ...bisect import Passes, Step, verb_steps
@@ -78,8 +78,9 @@ def bisect(
     """
     say = find_check(check)
     with Output(as_json) as output:
-        gm = read_graph(graph)
+        gm = read_graph(graph, takes=("float", "prepared", "converted"))
         if pipeline is None:
+            _check_a_verb_takes_it(graph, get_stage(gm))
             steps, notes = _steps_of_verbs(gm, backend, preset, calibration, left_float)
         else:
             refuse_without_effect({"calibration": calibration}, "--pipeline calibrates nothing")
@@ -102,6 +103,19 @@ def bisect(
         raise click.exceptions.Exit(FOUND)
 
 
+def _check_a_verb_takes_it(graph: Path, stage: Stage) -> None:
+    if stage in (Stage.LOWERED, Stage.REFERENCE):
+        raise GraphInputError(
+            f"{graph} is at stage {stage.name}, where no verb takes it on",
+            hint=f"name {_earlier(graph, 'converted', 'prepared', 'float')}, or give --pipeline",
+        )
+
+
+def _earlier(graph: Path, *names: str) -> str:
+    files = " or ".join(str(graph.with_name(f"{name}.lowbit")) for name in names)
+    return f"an earlier graph, {files} if lowbit quantize --save-graphs wrote it"
+
+
 def _advice(graph: Path, stage: Stage, error: str | None) -> str:
     """What to do where the check fails at once."""
     if error is not None:
@@ -109,10 +123,9 @@ def _advice(graph: Path, stage: Stage, error: str | None) -> str:
     if stage is Stage.FLOAT:
         return "the float model itself fails: see whether the check is right, or asks for too much"
     names = ("float",) if stage in (Stage.ANNOTATED, Stage.OBSERVED) else ("prepared", "float")
-    earlier = " or ".join(str(graph.with_name(f"{name}.lowbit")) for name in names)
     return (
-        f"what broke it ran before, as {graph} is at stage {stage.name}: name an earlier graph, {earlier} if "
-        "lowbit quantize --save-graphs wrote it; a float graph takes --calibration too"
+        f"what broke it ran before, as {graph} is at stage {stage.name}: name {_earlier(graph, *names)}; a "
+        "float graph takes --calibration too"
     )
 
 

@@ -71,7 +71,7 @@ def costly(
     """
     measure = find_metric(metric)
     with Output(as_json) as output:
-        gm = read_graph(graph)
+        gm = read_graph(graph, takes=("float",))
         if get_stage(gm) is not Stage.FLOAT:
             raise GraphInputError(
                 f"{graph} is at stage {get_stage(gm).name}, and it is the float graph that is quantized anew",

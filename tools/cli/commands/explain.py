@@ -50,7 +50,8 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
       about             text or null
       coverage          {quantized, float, share, left_float: [[reason, count]], not_lowered, backend}
       operators         [{node, target, status, reason, meaning, advice, …}]
-      folded            [{node, module, into, by}]: BatchNorms that ABOUT names, which are part of others now
+      gone              [{node, why, into, by, module, source}]: what ABOUT names and a pass took out; why:
+                        "folded", "identity" or "unread"; into: what stands for it now
       sharing           {a, b, shares, chain, why_not, group}, with --shared alone
     """
     if about is not None and shared is not None:
@@ -58,7 +59,7 @@ def explain(*, graph: Path, about: str | None, shared: tuple[str, str] | None, a
             "both ABOUT and --shared were given", hint="ask about one part, or about two tensors"
         )
     with Output(as_json) as output:
-        gm = read_graph(graph)
+        gm = read_graph(graph, takes=("prepared", "converted", "lowered"))
         stage = get_stage(gm)
         if shared is not None and stage not in (Stage.ANNOTATED, Stage.OBSERVED):
             raise GraphInputError(

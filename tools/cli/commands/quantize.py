@@ -105,7 +105,7 @@ def quantize_command(*, config: Path | None, as_json: bool, **given: Any) -> Non
       format, version   "lowbit-quantize", 1
       model, backend, preset
       coverage          {quantized, float, share, left_float: [[reason, count]], not_lowered, backend}
-      operators         [{node, target, status, reason, detail, module, source, kernel}]
+      operators         [{node, target, status, reason, detail, module, source, kernel, nearest}]
       weight_bytes      {float, quantized}
       files             {option: path}
       notes, warnings   [text]

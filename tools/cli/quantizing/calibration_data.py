@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,25 +24,35 @@ import torch
 from torch import Tensor
 
 from ....errors import CalibrationDataError, MissingDependencyError, OptionError
+from ....ir.wording import with_article
 from ..file_kind import kind_of
-from .model_inputs import ModelInputs, dtype_text
 from .named_object import call_user, code_of, find_object, first_line, is_object_name
 
-__all__ = ["Batches", "Data", "Samples", "batches_for", "find_data", "first_batch"]
+__all__ = ["Batches", "Data", "FirstBatch", "Samples", "find_data", "first_batch", "no_samples"]
 
 _NPZ: Final = "write it with numpy.savez(path, x=…), arrays of numbers"
 _PT: Final = "write it with torch.save: a tensor, a dict of tensors, or a list of batches"
 
-_ANY_SIZE = 32
-"""Samples in a batch where the model takes any number."""
-
 
 @attrs.frozen(eq=False)
 class Samples:
-    """Tensors by name, one sample after the other along their first axis, and what to call them."""
+    """Tensors, one sample after the other along their first axis.
+
+    Args:
+        name: what they are called in messages.
+        tensors: by name; one that is alone may have none, "".
+    """
 
     name: str
     tensors: dict[str, Tensor]
+
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """The names in order, if they are those that NumPy gives, or none; else nothing."""
+        numbers = [re.fullmatch(r"(?:arr_(\d+))?", name) for name in self.tensors]
+        if None in numbers:
+            return ()
+        return tuple(sorted(self.tensors, key=lambda name: int(name.removeprefix("arr_") or 0)))
 
 
 @attrs.define(eq=False)
@@ -64,11 +74,21 @@ class Batches:
         return len(self.batches)  # pyright: ignore[reportArgumentType]  # raises TypeError where it has none
 
     def peek(self) -> Any:
-        """The first batch, None if there is none."""
+        """The first batch.
+
+        Raises:
+            CalibrationDataError: there is none.
+        """
         if self._rest is None:
             self._rest = self._noted()
             self.first.extend(islice(self._rest, 1))
-        return self.first[0] if self.first else None
+        if not self.first:
+            raise CalibrationDataError(
+                "there is no batch in the calibration data",
+                where=self.name,
+                hint="give at least one; a generator is empty once it was used",
+            )
+        return self.first[0]
 
     def __iter__(self) -> Iterator[Any]:
         self.peek()
@@ -82,6 +102,14 @@ class Batches:
 
 
 Data: TypeAlias = Samples | Batches
+
+
+@attrs.frozen(eq=False)
+class FirstBatch:
+    """One batch of the data, and what to call it in messages."""
+
+    batch: Any
+    name: str
 
 
 def find_data(name: str) -> Callable[[], Data]:
@@ -105,49 +133,33 @@ def find_data(name: str) -> Callable[[], Data]:
     return lambda: _of_object(found, name)
 
 
-def first_batch(data: Data, batch_size: int | None) -> Any:
-    """One batch of ``data``, to export a model with that came without inputs; None if there is none."""
+def first_batch(data: Data, batch_size: int | None) -> FirstBatch:
+    """One batch of ``data``, to export a model with that came without inputs.
+
+    Raises:
+        CalibrationDataError: there is none.
+    """
     if isinstance(data, Batches):
-        return data.peek()
+        return FirstBatch(data.peek(), f"{data.name}, batch 0")
     size, dtype = batch_size or 1, torch.get_default_dtype()
     tensors = {
         name: tensor[:size].to(dtype) if tensor.is_floating_point() else tensor[:size]
         for name, tensor in data.tensors.items()
         if tensor.ndim and len(tensor)
     }
-    return tuple(tensors[name] for name in _in_order(tensors)) if _is_unnamed(tensors) else tensors
+    if not tensors:
+        raise no_samples(data.name)
+    names = Samples(data.name, tensors).unnamed
+    return FirstBatch(tuple(tensors[name] for name in names) if names else tensors, f"{data.name}, batch 0")
 
 
-def batches_for(
-    inputs: ModelInputs, data: Data, *, batch_size: int | None, steps: int | None
-) -> tuple[Iterable[Any], int | None, tuple[str, ...]]:
-    """The batches of ``data``, each checked against ``inputs`` when its turn comes.
-
-    Returns:
-        The batches, how many (None: not known), and notes on what was left out, renamed or converted.
-
-    Raises:
-        CalibrationDataError: names, shapes or dtypes do not fit.
-        OptionError: a batch size that is not the model's, or one for data that are batches already.
-    """
-    if isinstance(data, Samples):
-        found, notes = _cut(inputs, data, batch_size)
-        found = found[:steps]
-        return (inputs.check(b, f"{data.name}, batch {i}") for i, b in enumerate(found)), len(found), notes
-    if batch_size is not None:
-        raise OptionError(
-            f"a batch size was given, and {data.name} has batches already",
-            hint="leave --batch-size out, or give single samples: a tensor or arrays",
-        )
-    try:
-        known: int | None = len(data)
-    except TypeError:  # also from a loader, which has a length only if its data set has one
-        known = None
-    count = steps if known is None else min(known, steps or known)
-    checked = (inputs.check(b, f"{data.name}, batch {i}") for i, b in enumerate(islice(data, steps)))
-    first = data.peek()
-    notes = _left_out(inputs, data.name, first) if isinstance(first, Mapping) and inputs.values else ()
-    return checked, count, notes
+def no_samples(name: str, empty: Sequence[str] = ()) -> CalibrationDataError:
+    """The error for data called ``name``, of which the arrays ``empty`` have none, or that have no arrays."""
+    return CalibrationDataError(
+        f"there are no samples in {', '.join(map(repr, filter(None, empty))) or 'the calibration data'}",
+        where=name,
+        hint="stack samples along the first axis of each array",
+    )
 
 
 def _check_kind(path: Path) -> None:
@@ -202,13 +214,13 @@ def _load_pt(path: str) -> Data:
     except Exception as error:
         raise CalibrationDataError(f"{path} cannot be read: {first_line(error)}", hint=_PT) from error
     if isinstance(loaded, Tensor):
-        return Samples(path, {"arr_0": loaded})
+        return Samples(path, {"": loaded})
     if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
         return Samples(path, {str(name): value for name, value in loaded.items()})
     if isinstance(loaded, list):
         return Batches(path, loaded)
     raise CalibrationDataError(
-        f"{path} holds a {type(loaded).__name__}",
+        f"{path} holds {with_article(type(loaded).__name__)}",
         hint="save a tensor or a dict of tensors (samples along the first axis), or a list of batches",
     )
 
@@ -217,111 +229,7 @@ def _of_object(found: Any, name: str) -> Batches:
     batches = call_user(found, name) if callable(found) and not isinstance(found, Iterable) else found
     if not isinstance(batches, Iterable) or isinstance(batches, (str, Tensor)):
         raise CalibrationDataError(
-            f"{name} gives a {type(batches).__name__}, not batches",
+            f"{name} gives {with_article(type(batches).__name__)}, not batches",
             hint="return a data loader, a list of batches or a generator of them",
         )
     return Batches(name, batches)
-
-
-def _check_counts(path: str, tensors: Mapping[str, Tensor]) -> None:
-    """See that there are samples, and as many of each."""
-    counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in tensors.items()}
-    if not counts or 0 in counts.values():
-        empty = [name for name, count in counts.items() if not count]
-        raise CalibrationDataError(
-            f"{path} has no samples{' in ' + ', '.join(empty) if empty else ''}",
-            hint="stack samples along the first axis of each array",
-        )
-    if len(set(counts.values())) > 1:
-        raise CalibrationDataError(
-            f"{path} has arrays of different lengths: "
-            + ", ".join(f"{name} {count}" for name, count in counts.items()),
-            hint="give each as many samples, along its first axis",
-        )
-
-
-def _cut(
-    inputs: ModelInputs, samples: Samples, batch_size: int | None
-) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
-    size, is_fixed = inputs.batch_size, inputs.batch_size is not None
-    if is_fixed and batch_size not in (None, size):
-        raise OptionError(
-            f"the batch size is {batch_size}, and the model was exported for {size} samples at a time",
-            hint="leave --batch-size out, or export the model with a dynamic first axis",
-        )
-    named, notes = _named(inputs, samples)
-    _check_counts(samples.name, named)
-    for name, wanted in inputs.tensors.items():
-        if name in named and named[name].ndim < wanted.ndim:
-            inputs.check(named, samples.name)  # what cuts of it would be called is no help
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in named.items():
-        tensors[name], converted = _converted(name, tensor, inputs.tensors.get(name))
-        notes += [f"{samples.name}: {converted}"] if converted else []
-    count, size = len(next(iter(tensors.values()))), size or batch_size or _ANY_SIZE
-    whole = count // size * size if is_fixed else count
-    if not whole:
-        raise CalibrationDataError(
-            f"{samples.name} has {count} of the {size} samples that the model was exported for at a time",
-            hint=f"give at least {size}, or export the model with smaller or dynamic batches",
-        )
-    cuts = ({name: t[start : start + size] for name, t in tensors.items()} for start in range(0, whole, size))
-    if whole < count:
-        notes.append(
-            f"{count - whole} of {count} samples were left out: the model was exported for {size} at a time"
-        )
-    return list(cuts), tuple(notes)
-
-
-def _named(inputs: ModelInputs, samples: Samples) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by the names of the inputs that they are for, and notes on others and on other names."""
-    names, found = list(inputs.tensors), samples.tensors
-    if len(names) == len(found) == 1 and names != list(found):
-        ((own, tensor),) = found.items()
-        note = f"{samples.name}: {own!r} was taken for {names[0]!r}, the model's one input"
-        return {names[0]: tensor}, [] if _is_unnamed(found) else [note]
-    if set(names).isdisjoint(found) and _is_unnamed(found):
-        arrays = _in_order(found)
-        unnamed = dict(zip(names, arrays, strict=False))
-        taken = {name: found[array] for name, array in unnamed.items()}
-        return taken, list(_left_out(inputs, samples.name, arrays[len(unnamed) :]))
-    if set(names) <= set(found):
-        return {name: found[name] for name in names}, list(_left_out(inputs, samples.name, found))
-    return found, []
-
-
-def _left_out(inputs: ModelInputs, where: str, names: Iterable[Any]) -> tuple[str, ...]:
-    """A note on those of ``names`` that are no inputs."""
-    others = [repr(name) for name in names if name not in inputs.values]
-    if not others:
-        return ()
-    was, its = ("was", "that name") if len(others) == 1 else ("were", "those names")
-    return (
-        f"{where}: {', '.join(others)} {was} left out, as the model has no input of {its} "
-        f"(it has {', '.join(inputs.values)})",
-    )
-
-
-def _is_unnamed(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those that NumPy gives."""
-    return all(re.fullmatch(r"arr_\d+", name) for name in tensors)
-
-
-def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    return sorted(tensors, key=lambda name: int(name.removeprefix("arr_")))
-
-
-def _converted(name: str, tensor: Tensor, wanted: Tensor | None) -> tuple[Tensor, str]:
-    """In the dtype of the input where that loses nothing that matters, and a note where it loses digits."""
-    if wanted is None or tensor.dtype == wanted.dtype:
-        return tensor, ""
-    if tensor.is_floating_point() and wanted.is_floating_point():
-        note = f"{name!r} is {dtype_text(tensor)}, and was converted to {dtype_text(wanted)} for the model"
-        widens = torch.promote_types(tensor.dtype, wanted.dtype) == wanted.dtype
-        return tensor.to(wanted.dtype), "" if widens else note
-    widens = _is_integer(tensor) and _is_integer(wanted) and tensor.element_size() < wanted.element_size()
-    return tensor.to(wanted.dtype) if widens else tensor, ""
-
-
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)

@@ -56,13 +56,13 @@ def check_is_folder(path: Path, option: str) -> None:
         OptionError: a file, or a place where nothing can be written.
     """
     if path.exists() and not path.is_dir():
-        raise OptionError(f"--{option} is the file {path}", hint="name a folder")
+        raise OptionError(f"--{option} is the file {str(path)!r}", hint="name a folder")
     _check_place(path, option)
 
 
 def _check_is_file(path: Path, what: str) -> None:
     if path.is_dir():
-        raise OptionError(f"{what} is the folder {path}", hint="name a file")
+        raise OptionError(f"{what} is the folder {str(path)!r}", hint="name a file")
     # What is put in the place of a device or a pipe would take it away from all who use it.
     if path.exists() and not path.is_file():
         raise OptionError(f"{what} is {path}, a device, a pipe or a socket", hint="name a file")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import attrs
 import torch
@@ -13,9 +12,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ....errors import CalibrationDataError, GraphInputError, OptionError
+from ....errors import GraphInputError, OptionError
 from ....ir.schema import OpOverload, argument, operator_name, signature
+from ....ir.wording import with_article
+from .calibration_data import FirstBatch
 from .export_failure import export_failure
+from .first_arguments import Arguments, arguments_of, run_on_data
 from .named_object import call_user, code_of, find_object, is_object_name
 from .program_file import check_is_program, load_program
 from .torch_messages import torch_kept_quiet
@@ -24,9 +26,6 @@ __all__ = ["Built", "export", "find_model"]
 
 _TRAINING: Final = ("train", "training")
 """What ATen calls the argument that says whether an operator computes as in training."""
-
-Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
-"""Positional and keyword arguments of a model."""
 
 
 @attrs.frozen(eq=False)
@@ -67,15 +66,16 @@ def find_model(name: str) -> Callable[[], Built]:
     return lambda: _built(call_user(found, name), name)
 
 
-def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, tuple[str, ...]]:
+def export(built: Built, first: FirstBatch | None = None) -> tuple[GraphModule, tuple[str, ...]]:
     """The graph of a model in evaluation mode, and notes on what was changed or not used for that.
 
     Args:
         built: the model.
-        first_batch: a batch of calibration data, from which the arguments come if none came with the model.
+        first: a batch of calibration data, from which the arguments come if none came with the model.
 
     Raises:
         OptionError: there are no arguments to export it with.
+        CalibrationDataError: the batch has none for the model.
         GraphInputError: torch.export cannot export it.
         Exception: what the model raised at its arguments.
     """
@@ -91,12 +91,18 @@ def export(built: Built, first_batch: Any = None) -> tuple[GraphModule, tuple[st
     model = built.model.eval()
     if built.example is not None:
         args, kwargs = built.example
-    else:
-        args, kwargs, note = _arguments(model, first_batch, built.name)
+        # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
+        with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
+            model(*args, **kwargs)
+    elif first is not None:
+        (args, kwargs), note = arguments_of(model, first, built.name)
         notes += [note] if note else []
-    # A mistake in the model is the user's to see as it is, not as torch.export tells of it.
-    with torch.no_grad(), code_of(f"the model of {built.name} at its example inputs"):
-        model(*args, **kwargs)
+        run_on_data(model, args, kwargs, first, built.name)
+    else:
+        raise OptionError(
+            f"{built.name} came without example inputs, and there is no calibration data to take them from",
+            hint="let the function return (module, inputs), or give --calibration",
+        )
     with torch_kept_quiet() as kept:
         try:
             with torch.no_grad():
@@ -145,7 +151,7 @@ def _built(made: Any, name: str) -> Built:
     if isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], nn.Module):
         return Built(name, made[0], _as_arguments(made[1], name))
     raise GraphInputError(
-        f"{name} gives a {type(made).__name__}",
+        f"{name} gives {with_article(type(made).__name__)}",
         hint="return a torch.nn.Module, (module, example inputs) or an ExportedProgram",
     )
 
@@ -158,44 +164,6 @@ def _as_arguments(inputs: Any, name: str) -> Arguments:
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
         return tuple(inputs), {}
     raise GraphInputError(
-        f"the example inputs of {name} are a {type(inputs).__name__}",
+        f"the example inputs of {name} are {with_article(type(inputs).__name__)}",
         hint="return (module, inputs) with a tensor, a tuple of arguments or a dict of keyword arguments",
-    )
-
-
-def _arguments(model: nn.Module, batch: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any], str]:
-    """Arguments out of a batch of calibration data, and a note on those that were left out, or ""."""
-    if batch is None:
-        raise OptionError(
-            f"{name} came without example inputs, and there is no calibration data to take them from",
-            hint="let the function return (module, inputs), or give --calibration",
-        )
-    args, kwargs = _as_arguments(batch, "the calibration data")
-    forward = inspect.signature(model.forward)
-    if not kwargs:
-        positional = [
-            p for p in forward.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        needed = max(sum(p.default is p.empty for p in positional), 1)
-        # What follows the inputs in a batch is labels.
-        left_out = [p.name for p in positional[needed : len(args)]]
-        return args[:needed], {}, _note(left_out, len(args) - needed, name) if left_out else ""
-    needed = [name for name, parameter in forward.parameters.items() if parameter.default is parameter.empty]
-    if len(kwargs) == 1 >= len(needed) and kwargs.keys().isdisjoint(forward.parameters):
-        return tuple(kwargs.values()), {}, ""  # one array for the one input needs no name
-    try:
-        bound = forward.bind(**{key: kwargs[key] for key in kwargs if key in forward.parameters})
-    except TypeError as error:
-        raise CalibrationDataError(
-            f"the calibration data have {', '.join(kwargs)}, which do not fit the forward of {name}: {error}",
-            hint=f"name the arrays as its arguments: forward{forward}",
-        ) from error
-    return bound.args, bound.kwargs, ""
-
-
-def _note(left_out: Sequence[str], entries: int, name: str) -> str:
-    what = "the last entry" if entries == 1 else f"the last {entries} entries"
-    return (
-        f"{what} of a batch was taken for labels, so {name} was exported without {', '.join(left_out)}, for "
-        "which forward has a default. To pass them: name them in a dict of arrays, or return (module, inputs)"
     )

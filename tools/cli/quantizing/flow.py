@@ -12,15 +12,15 @@ import torch
 from rich.progress import Progress
 from torch.fx import GraphModule
 
-from ....errors import GraphInputError, OptionError
 from ....ir.coverage import Coverage
 from ....ir.ledger import Decision
-from ....ir.stages import Stage, get_stage
 from ....passes.instruments import DiffToFolder, Instrument, Reproducer
 from ....quantize_pt2e import calibrate, convert_pt2e, coverage, decisions, lower_pt2e, prepare_pt2e
 from ...report import Report, write_report
-from .calibration_data import Data, batches_for, find_data, first_batch
-from .files import check_is_folder, check_is_writable, written_whole
+from .batches import batches_for, told_in_the_data
+from .calibration_data import Data, FirstBatch, find_data, first_batch
+from .checks import check_goes_together, check_is_float, check_outputs
+from .files import written_whole
 from .float_model import Built, export, find_model
 from .model_inputs import ModelInputs, inputs_of
 from .nothing_quantized import told_in_options, warn_if_nothing_is_quantized
@@ -100,7 +100,7 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
 
     Warns with NothingQuantizedWarning where nothing is quantized; that is a StrictModeError with ``strict``.
     """
-    _check_outputs(options)
+    check_outputs(options)
     build, load, target = _find(options)
     watch = Watch(progress or Progress(disable=True))
     notes = [*target.notes]
@@ -115,15 +115,17 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
         exported, found = export(built, _batch_for_export(built, data, options.batch_size))
     notes += found
     with about_option("model"):
-        _check_is_float(exported, built)
+        check_is_float(exported, built)
     with about_option("left-float"):
         check_left_float(exported, options.left_float, target.backend)
     inputs = inputs_of(exported)
     if options.output or options.package:
         notes += _fixed_batch(exported)
-    batches, count, found = (iter(()), 0, ()) if data is None else _take(inputs, data, options)
-    notes += found
-    first = next(batches, None)
+    fed = None
+    if data is not None:
+        fed = batches_for(inputs, data, batch_size=options.batch_size, steps=options.steps)
+        notes += fed.notes
+    first = None if fed is None else next(fed.batches)
     example = _example(inputs, first, built)
 
     report = Report()
@@ -137,11 +139,11 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
             exported, quantizer, instruments=(*instruments, each), strict=options.strict, **checks
         )
     warn_if_nothing_is_quantized(prepared, target, options)
-    if target.needs_calibration:
-        taken = itertools.chain(() if first is None else (first,), batches)
-        with watch.step("calibrating", count) as advance:
+    if target.needs_calibration and fed is not None:
+        taken = itertools.chain((first,), fed.batches)
+        with watch.step("calibrating", fed.count) as advance, told_in_the_data(fed.place):
             calibrate(prepared, _counted(taken, advance), progress=False)
-    elif data is not None:
+    elif fed is not None:
         notes.append(
             f"the preset {target.preset} calibrates nothing, so of the data only the shapes were used"
         )
@@ -176,57 +178,13 @@ def _find(
     with about_option("calibration"):
         load = None if options.calibration is None else find_data(options.calibration)
     target = find_target(options.backend, options.preset)
-    _check_goes_together(options, target)
+    check_goes_together(options, target)
     return build, load, target
 
 
 class _Checks(TypedDict):
     verify: Verification
     example_inputs: Sequence[Any] | None
-
-
-def _check_outputs(options: QuantizeOptions) -> None:
-    for name, path, ending in (
-        ("output", options.output, ".pt2"),
-        ("package", options.package, ".pt2"),
-        ("report", options.report, ""),
-    ):
-        if path is not None:
-            with about_option(name):
-                check_is_writable(path, name, ending)
-    for name, path in (
-        ("save-graphs", options.save_graphs),
-        ("diffs", options.diffs),
-        ("reproducers", options.reproducers),
-    ):
-        if path is not None:
-            with about_option(name):
-                check_is_folder(path, name)
-    files = [path for path in (options.output, options.package, options.report) if path is not None]
-    if len({path.resolve() for path in files}) < len(files):
-        raise OptionError("two outputs have the same path", hint="give each a file of its own")
-
-
-def _check_goes_together(options: QuantizeOptions, target: Target) -> None:
-    if target.needs_calibration and options.calibration is None:
-        raise OptionError(
-            f"the preset {target.preset} of {target.backend.name} needs data to find ranges with",
-            hint="give --calibration: a .npz or .pt file, or package.module:function that returns batches",
-        )
-    if options.package is not None and target.backend.lower is None:
-        raise OptionError(
-            f"models for {target.backend.name} are not compiled here",
-            hint=f"write the converted program with --output; it goes to {target.backend.lowered_by}",
-        )
-
-
-def _check_is_float(exported: GraphModule, built: Built) -> None:
-    stage = get_stage(exported)
-    if stage is not Stage.FLOAT:
-        raise GraphInputError(
-            f"{built.name} is quantized already: its graph is at stage {stage.name}",
-            hint="give the float model, or the program that it was exported as",
-        )
 
 
 def _fixed_batch(exported: GraphModule) -> list[str]:
@@ -242,16 +200,8 @@ def _fixed_batch(exported: GraphModule) -> list[str]:
     ]
 
 
-def _batch_for_export(built: Built, data: Data | None, batch_size: int | None) -> Any:
-    needed = built.example is None and data is not None
-    return first_batch(data, batch_size) if needed and data is not None else None
-
-
-def _take(
-    inputs: ModelInputs, data: Data, options: QuantizeOptions
-) -> tuple[Iterator[Any], int | None, tuple[str, ...]]:
-    batches, count, notes = batches_for(inputs, data, batch_size=options.batch_size, steps=options.steps)
-    return iter(batches), count, notes
+def _batch_for_export(built: Built, data: Data | None, batch_size: int | None) -> FirstBatch | None:
+    return first_batch(data, batch_size) if built.example is None and data is not None else None
 
 
 def _example(inputs: ModelInputs, first: Any, built: Built) -> tuple[Any, ...] | None:

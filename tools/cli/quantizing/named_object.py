@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -84,17 +84,17 @@ def call_user(function: Callable[[], Any], name: str) -> Any:
 
 
 @contextmanager
-def code_of(who: str) -> Generator[None]:
-    """Note on what is raised inside that ``who`` raised it."""
+def code_of(who: str, *, where: Sequence[str] = (), hint: str = "") -> Generator[None]:
+    """Note on what is raised inside that ``who`` raised it, at what and what to do, if that is known."""
     try:
         yield
     except SystemExit as stopped:
         # Its exit code would be taken for one of ours.
         error = RuntimeError(f"sys.exit({stopped.code!r}) was called")
-        in_code_of_yours(error, who)
+        in_code_of_yours(error, who, where, hint)
         raise error from stopped
     except Exception as error:
-        in_code_of_yours(error, who)
+        in_code_of_yours(error, who, where, hint)
         raise
 
 

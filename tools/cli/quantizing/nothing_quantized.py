@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 from torch.fx import GraphModule
 
-from ....errors import NothingQuantizedWarning, StrictModeError
+from ....backends.choosing import best_first, presets_for_calibration
+from ....errors import LowbitWarning, NothingQuantizedWarning, StrictModeError
+from ....ir.clone import clone_graph_module
+from ....ir.stages import Stage, set_stage
+from ....passes import Annotate, PassContext, PassManager, Pipeline
 from ....quantize_pt2e import coverage
 from .options import QuantizeOptions
-from .target import Target, presets_for_calibration
+from .target import Target, find_target, make_quantizer
 
 __all__ = ["told_in_options", "warn_if_nothing_is_quantized"]
 
@@ -28,7 +32,8 @@ def told_in_options(target: Target, options: QuantizeOptions) -> Generator[None]
                 raise
             raise StrictModeError(
                 f"nothing is quantized for {target.backend.name} with the preset {target.preset}",
-                hint=f"{_what_to_try(target, options)}; without --strict it is a warning",
+                hint=", or ".join([*(["leave --left-float out"] if options.left_float else []), _see(target)])
+                + "; without --strict it is a warning, which says whether another preset would do",
             ) from error
 
 
@@ -46,15 +51,35 @@ def warn_if_nothing_is_quantized(prepared: GraphModule, target: Target, options:
     warnings.warn(
         NothingQuantizedWarning(
             f"nothing is quantized for {target.backend.name} with the preset {target.preset}: {why}. "
-            f"To get on: {_what_to_try(target, options)}."
+            f"To get on: {_what_to_try(prepared, target, options)}."
         ),
         stacklevel=2,
     )
 
 
-def _what_to_try(target: Target, options: QuantizeOptions) -> str:
-    others = [p.name for p in presets_for_calibration(target.backend) if p.name != target.preset]
-    ways = [f"take another preset (--preset {', '.join(others)})"] if others else []
-    ways += ["leave --left-float out"] if options.left_float else []
-    ways += [f"see lowbit capabilities {target.backend.name} for what it quantizes"]
-    return ", or ".join(ways)
+def _what_to_try(prepared: GraphModule, target: Target, options: QuantizeOptions) -> str:
+    left_float = options.left_float
+    if left_float and _quantizes(target, (), prepared):
+        ways = ["leave --left-float out"]
+    else:
+        names = [preset.name for preset in best_first(presets_for_calibration(target.backend))]
+        others = [find_target(target.backend.name, name) for name in names if name != target.preset]
+        would = [other.preset for other in others if _quantizes(other, left_float, prepared)]
+        ways = [f"take another preset (--preset {', '.join(would)})"] if would else []
+    return ", or ".join([*ways, _see(target)])
+
+
+def _see(target: Target) -> str:
+    return f"see lowbit capabilities {target.backend.name} for what it quantizes"
+
+
+def _quantizes(target: Target, left_float: Iterable[str], prepared: GraphModule) -> bool:
+    """Whether anything would be quantized so of a model of which nothing is."""
+    # Nothing is annotated, so the graph is what annotation was handed.
+    graph = clone_graph_module(prepared)
+    set_stage(graph, Stage.FLOAT)
+    context = PassContext(quantizer=make_quantizer(target, left_float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowbitWarning)
+        PassManager().run(graph, Pipeline((Annotate(),)), context)
+    return any(entry.status == "quantized" for entry in context.ledger.entries)

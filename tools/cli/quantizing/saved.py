@@ -7,7 +7,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ....ir.quantizer import Quantizer
-from .calibration_data import batches_for, find_data
+from .batches import batches_for
+from .calibration_data import find_data
 from .model_inputs import inputs_of
 from .target import check_left_float, find_target, make_quantizer
 
@@ -29,5 +30,5 @@ def to_quantize(
     load = find_data(calibration)
     target = find_target(backend, preset)
     check_left_float(gm, left_float, target.backend)
-    batches, _, notes = batches_for(inputs_of(gm), load(), batch_size=None, steps=None)
-    return make_quantizer(target, left_float), list(batches), (*target.notes, *notes)
+    found = batches_for(inputs_of(gm), load(), batch_size=None, steps=None)
+    return make_quantizer(target, left_float), list(found.batches), (*target.notes, *found.notes)

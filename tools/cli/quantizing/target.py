@@ -10,16 +10,17 @@ from torch.fx import GraphModule
 
 from ....backends.base import Backend
 from ....backends.capabilities import Preset, mode_of
+from ....backends.choosing import presets_for_calibration
 from ....backends.composable import ComposableQuantizer
 from ....backends.registry import backend_names, get_backend
 from ....errors import OptionError, UnsupportedError
 from ....ir.attributes import nested_graph_modules
+from ....ir.gone import Gone, gone_by_name
 from ....ir.location import module_path, module_stack
 from ....ir.quantizer import Quantizer
 from ....matchers.operator_pattern import Mode
-from ....passes import PassManager, Pipeline
+from ....passes import PassContext, PassManager, Pipeline
 from ....passes.registry import unknown_name
-from ...explain.folded import FoldedExplanation, folded_into
 from .options import about_option
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "default_preset",
     "find_target",
     "make_quantizer",
-    "presets_for_calibration",
 ]
 
 
@@ -78,13 +78,6 @@ def default_backend() -> Backend:
         f"no backend was named, and {f'several are for this machine: {many}' if many else 'none is for it'}",
         hint="name one with --backend; lowbit backends lists them",
     )
-
-
-def presets_for_calibration(backend: Backend) -> tuple[Preset, ...]:
-    """The presets of ``backend`` that are not for training, each name once."""
-    presets = [preset for part in _parts(backend) for preset in part.presets]
-    found = {preset.name: preset for preset in presets if not preset.config().is_qat}
-    return tuple(found.values())
 
 
 def find_target(backend_name: str | None, preset_name: str | None) -> Target:
@@ -137,31 +130,33 @@ def check_left_float(exported: GraphModule, left_float: Iterable[str], backend: 
 
     Raises:
         UnknownNameError: there are none in one of them; the hint has the nearest names.
-        OptionError: those in it are folded into others.
+        OptionError: passes take out those in it.
     """
     names = tuple(left_float)
     if not names:
         return
     prepare = backend.prepare
     before = prepare.passes[: prepare.names.index("annotate")] if "annotate" in prepare.names else ()
-    canonical = PassManager().run(exported, Pipeline(before))
+    context = PassContext()
+    canonical = PassManager().run(exported, Pipeline(before), context)
     graphs = (canonical.graph, *(module.graph for module in nested_graph_modules(canonical)))
     operators = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
     paths = dict.fromkeys(call.path for node in operators for call in module_stack(node.meta) if call.path)
     for name in names:
         if any(f"{path}.".startswith(f"{name}.") for path in paths):
             continue
-        for gone in folded_into(canonical, name):
-            raise _folded(gone, canonical)
+        for gone in gone_by_name(context.ledger.gone, name):
+            raise _is_gone(gone, canonical)
         raise unknown_name("module with operators to leave float", name, tuple(paths))
 
 
-def _folded(gone: FoldedExplanation, canonical: GraphModule) -> OptionError:
-    into = next(module_path(node.meta) for node in canonical.graph.nodes if node.name == gone.into)
-    return OptionError(
-        f"there is nothing in {gone.module} to leave float: {gone}",
-        hint=f"leave both float with --left-float {into}" if into else "name the module around both",
-    )
+def _is_gone(gone: Gone, canonical: GraphModule) -> OptionError:
+    into = next((module_path(node.meta) for node in canonical.graph.nodes if node.name == gone.into), "")
+    if gone.why != "folded":
+        hint = f"leave --left-float {gone.module} out"
+    else:
+        hint = f"leave both float with --left-float {into}" if into else "name the module around both"
+    return OptionError(f"there is nothing in {gone.module} to leave float: {gone}", hint=hint)
 
 
 def _parts(backend: Backend) -> tuple[Backend, ...]:

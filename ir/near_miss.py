@@ -1,0 +1,40 @@
+"""A near miss as data: the operator pattern that an operator is almost part of, and what is in the way."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["NearMiss"]
+
+
+@attrs.frozen
+class NearMiss:
+    """A pattern that almost fits.
+
+    Args:
+        pattern: its name.
+        found: how many of its operators stand there.
+        size: how many it has.
+        reason: a reason code.
+        node: name of the node where it stopped fitting.
+        detail: one sentence for people.
+    """
+
+    pattern: str
+    found: int
+    size: int
+    reason: str
+    node: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.pattern}: {self.detail} ({self.reason}, at %{self.node})"
+
+    @property
+    def distance(self) -> tuple[bool, int, int]:
+        """How far it is; less is nearer.
+
+        A pattern that has other operators than stand there is farther than one that only has them otherwise;
+        then fewest operators missing count as nearest, of those the larger pattern.
+        """
+        return self.reason == "different-target", self.size - self.found, -self.size
