@@ -54,7 +54,7 @@ def warn_of_saturation(graph: Graph) -> None:
         warnings.warn(
             SaturationWarning(
                 f"{count} {'operator is' if count == 1 else 'operators are'} annotated with ranges that "
-                "overflow in int8 kernels on this CPU, which has no VNNI; lower_pt2e will leave "
+                "overflow in int8 kernels on this CPU, which has no VNNI; lowering will leave "
                 f"{'it' if count == 1 else 'them'} float here. Use the preset static-7-bit, in Python "
                 "get_default_x86_inductor_quantization_config(reduce_range=True): activations have 7 bits."
             ),

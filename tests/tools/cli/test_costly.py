@@ -101,11 +101,13 @@ def test_nothing_is_found_where_nothing_costs(graph: Path, lowbit: Any) -> None:
 
 def test_what_is_no_metric_and_no_float_graph(graph: Path, lowbit: Any) -> None:
     assert "returned a str" in lowbit(*words(graph, 1, "metrics:text"), code=2).stderr
-    assert "is a int" in lowbit(*words(graph, 1, "metrics:THREE"), code=2).stderr
+    assert "is an int" in lowbit(*words(graph, 1, "metrics:THREE"), code=2).stderr
     assert "--metric is 'accuracy'" in lowbit(*words(graph, 1, "accuracy"), code=2).stderr
     assert "the metric metrics:quits raised RuntimeError: sys.exit(1)" in (
         lowbit(*words(graph, 1, "metrics:quits"), code=4).stderr
     )
     assert "x>=0" in lowbit(*words(graph, -1), code=2).stderr
+    torch.save(torch.full((64, 8), torch.nan), "data.pt")
+    assert "at: data.pt, sample 0 (batch 0)" in lowbit(*words(graph, 1), code=3).stderr
     lowbit("opt", "normalize, annotate", graph, "--backend", "x86_inductor", "-o", "annotated.lowbit")
     assert "at stage ANNOTATED" in lowbit(*words(Path("annotated.lowbit"), 1), code=3).stderr

@@ -77,8 +77,8 @@ def costly(
                 f"{graph} is at stage {get_stage(gm).name}, and it is the float graph that is quantized anew",
                 hint=f"name {graph.with_name('float.lowbit')}, if lowbit quantize --save-graphs wrote it",
             )
-        quantizer, batches, notes = to_quantize(gm, backend, preset, calibration)
-        for note in notes:
+        wanted = to_quantize(gm, backend, preset, calibration)
+        for note in wanted.notes:
             output.note(note)
         with progress_bar() as progress:
             task = progress.add_task("measuring", total=None)
@@ -87,7 +87,8 @@ def costly(
                 progress.advance(task)
                 return measure(model)
 
-            found = costly_operators(gm, quantizer, batches, counted, tolerance=tolerance)
+            with wanted.told:
+                found = costly_operators(gm, wanted.quantizer, wanted.batches, counted, tolerance=tolerance)
         modules = _modules(found)
         data = {"format": "lowbit-costly", "version": 1, **attrs.asdict(found), "left_float": modules}
         output.result(data, lambda console: _show(console, found, modules))

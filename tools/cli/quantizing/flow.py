@@ -134,7 +134,7 @@ def quantize(options: QuantizeOptions, *, progress: Progress | None = None) -> Q
     instruments += [Reproducer(options.reproducers)] if options.reproducers else []
     checks: _Checks = {"verify": options.verify, "example_inputs": example}
     quantizer, backend = make_quantizer(target, options.left_float), target.backend
-    with watch.passes("preparing", backend.prepare) as each, told_in_options(target, options):
+    with watch.passes("preparing", backend.prepare) as each, told_in_options(exported, target, options):
         prepared = prepare_pt2e(
             exported, quantizer, instruments=(*instruments, each), strict=options.strict, **checks
         )

@@ -13,7 +13,7 @@ from ....errors import LowbitWarning, NothingQuantizedWarning, StrictModeError
 from ....ir.clone import clone_graph_module
 from ....ir.stages import Stage, set_stage
 from ....passes import Annotate, PassContext, PassManager, Pipeline
-from ....quantize_pt2e import coverage
+from ....quantize_pt2e import coverage, prepare_pt2e
 from .options import QuantizeOptions
 from .target import Target, find_target, make_quantizer
 
@@ -21,8 +21,11 @@ __all__ = ["told_in_options", "warn_if_nothing_is_quantized"]
 
 
 @contextmanager
-def told_in_options(target: Target, options: QuantizeOptions) -> Generator[None]:
-    """Leave out the warning of the pass, which speaks of quantizers; and so does the error of strict mode."""
+def told_in_options(exported: GraphModule, target: Target, options: QuantizeOptions) -> Generator[None]:
+    """Leave out the warning of the pass, which speaks of quantizers; and so does the error of strict mode.
+
+    ``exported`` is the float graph that is prepared for ``target``.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingQuantizedWarning)
         try:
@@ -30,30 +33,34 @@ def told_in_options(target: Target, options: QuantizeOptions) -> Generator[None]
         except StrictModeError as error:
             if not isinstance(error.__cause__, NothingQuantizedWarning):
                 raise
+            prepared = prepare_pt2e(exported, make_quantizer(target, options.left_float))
             raise StrictModeError(
-                f"nothing is quantized for {target.backend.name} with the preset {target.preset}",
-                hint=", or ".join([*(["leave --left-float out"] if options.left_float else []), _see(target)])
-                + "; without --strict it is a warning, which says whether another preset would do",
+                f"nothing is quantized for {target.backend.name} with the preset {target.preset}: "
+                f"{_why(prepared)}",
+                hint=_what_to_try(prepared, target, options),
             ) from error
 
 
 def warn_if_nothing_is_quantized(prepared: GraphModule, target: Target, options: QuantizeOptions) -> None:
     """Warn with NothingQuantizedWarning, with the reasons and what to try."""
-    found = coverage(prepared)
-    if found.quantized:
+    if coverage(prepared).quantized:
         return
+    warnings.warn(
+        NothingQuantizedWarning(
+            f"nothing is quantized for {target.backend.name} with the preset {target.preset}: "
+            f"{_why(prepared)}. To get on: {_what_to_try(prepared, target, options)}."
+        ),
+        stacklevel=2,
+    )
+
+
+def _why(prepared: GraphModule) -> str:
+    found = coverage(prepared)
     reasons = ", ".join(f"{reason} {count}" for reason, count in found.left_float)
-    why = (
+    return (
         f"all {found.total} float operators stay float ({reasons})"
         if reasons
         else "it has no float operators"
-    )
-    warnings.warn(
-        NothingQuantizedWarning(
-            f"nothing is quantized for {target.backend.name} with the preset {target.preset}: {why}. "
-            f"To get on: {_what_to_try(prepared, target, options)}."
-        ),
-        stacklevel=2,
     )
 
 
