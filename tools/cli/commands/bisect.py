@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -80,10 +79,9 @@ def bisect(
     say = find_check(check)
     with Output(as_json) as output:
         gm = read_graph(graph, takes=("float", "prepared", "converted"))
-        told: AbstractContextManager[None] = nullcontext()
         if pipeline is None:
             _check_a_verb_takes_it(graph, get_stage(gm))
-            steps, notes, told = _steps_of_verbs(gm, backend, preset, calibration, left_float)
+            steps, notes = _steps_of_verbs(gm, backend, preset, calibration, left_float)
         else:
             refuse_without_effect({"calibration": calibration}, "--pipeline calibrates nothing")
             steps, notes = _steps_of_passes(gm, pipeline, backend, preset, left_float)
@@ -96,8 +94,7 @@ def bisect(
                 progress.advance(task)
                 return say(model)
 
-            with told:
-                found = bisect_steps(gm, steps, counted)
+            found = bisect_steps(gm, steps, counted)
         data = {"format": "lowbit-bisect", "version": 1, **attrs.asdict(found)}
         advice = _advice(graph, get_stage(gm), found.error) if found.verdict == "fails-before" else ""
         text = f"{found}\n  do: {advice}" if advice else str(found)
@@ -138,15 +135,15 @@ def _steps_of_verbs(
     preset: str | None,
     calibration: str | None,
     left_float: tuple[str, ...],
-) -> tuple[tuple[Step, ...], tuple[str, ...], AbstractContextManager[None]]:
-    """What is done, notes on what was chosen for it, and what to do it within."""
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is done, and notes on what was chosen for it."""
     if get_stage(gm) is not Stage.FLOAT:
         refuse_without_effect(
             {"preset": preset, "calibration": calibration, "left-float": left_float},
             "the graph is prepared already",
         )
         # Packed weights cannot be saved for a script.
-        return verb_steps(gm, backend=backend, pack_weights=False), (), nullcontext()
+        return verb_steps(gm, backend=backend, pack_weights=False), ()
     if calibration is None:
         raise OptionError(
             "a float graph is prepared and calibrated on the way, and there are no data",
@@ -154,7 +151,7 @@ def _steps_of_verbs(
         )
     wanted = to_quantize(gm, backend, preset, calibration, left_float)
     steps = verb_steps(gm, quantizer=wanted.quantizer, data=wanted.batches, pack_weights=False)
-    return steps, wanted.notes, wanted.told
+    return steps, wanted.notes
 
 
 def _steps_of_passes(
