@@ -238,7 +238,6 @@ def test_bisect_by_a_script_and_from_the_float_model(
     said = lowbit(*words, "--calibration", "data.pt", *check, "--left-float", "nosuch", code=2).stderr
     assert "no module with operators to leave float named 'nosuch'" in said
     assert "no program" in lowbit(*words, "--calibration", "data.pt", "--check", "nobody", code=2).stderr
+    # What a pass before made of the model may be to blame.
     torch.save(torch.full((4, 3, 8, 8), torch.nan), "data.pt")
-    assert (
-        "at: data.pt, sample 0 (batch 0)" in lowbit(*words, "--calibration", "data.pt", *check, code=3).stderr
-    )
+    assert "behind the pass calibrate" in lowbit(*words, "--calibration", "data.pt", *check, code=1).stdout
