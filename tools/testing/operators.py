@@ -14,6 +14,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from torch.fx import Graph, Node
 
+from ...ir.aliasing import find_aliases
+
 __all__ = ["ACTIVATIONS", "OPERATORS", "QUANTIZABLE", "Registers"]
 
 _aten = torch.ops.aten
@@ -105,9 +107,14 @@ def _in_place(to: Registers, x: Node, y: Node, option: int) -> Node | None:
     if option % 2 and len(_shape(x)) > 1:
         x = to.call(_aten.transpose.int, x, 0, 1)  # what is written to is a view of what others may read
     # torch refuses to write to what it reads through another view; inputs are no views of each other.
-    if option % 3 == 2 and _shape(x) == _shape(y) and y.op == "placeholder":
+    if option % 3 == 2 and _shape(x) == _shape(y) and y.op == "placeholder" and not _share_memory(x, y):
         return to.call(_aten.add_.Tensor, x, y)
     return to.call(_aten.relu_.default, x) if option % 3 == 1 else to.call(_aten.mul_.Tensor, x, 3)
+
+
+def _share_memory(x: Node, y: Node) -> bool:
+    aliases = find_aliases(x.graph)
+    return aliases.group(x) is aliases.group(y)
 
 
 def _to_integers(to: Registers, x: Node, _: Node, option: int) -> Node:

@@ -150,3 +150,11 @@ def test_all_that_can_be_drawn_is() -> None:
 
     draw()
     assert {*FAULTS, "(0, 3)", "()", "anchor 0", "anchor 1", "linear"} <= seen.keys()
+
+
+def test_nothing_is_added_to_a_view_of_itself() -> None:
+    # Transposed, elements would be read after they are written to; torch refuses.
+    graph = build(Program((2, 2), (Step("identity", option=1), Step("in_place", 0, 1, option=5)))).graph
+    targets = [node.target for node in graph.nodes]
+    assert torch.ops.aten.mul_.Tensor in targets
+    assert torch.ops.aten.add_.Tensor not in targets
