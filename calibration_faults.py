@@ -41,19 +41,14 @@ def _traced(
     floats = {each: x for each, x in _given(model, args, kwargs).items() if _has_floats(x)}
     bad = {each: found for each, x in floats.items() if (found := bad_values(x))[0]}
     said = {each: f"the input {str(each.target)!r} has {words}" for each, (words, _) in bad.items()}
-    place = locate(node) if node is not None else ()
-    if not bad:
-        error.where = (*error.where, *place)
+    if node not in bad:
+        # Infinity in a mask, say, is meant so: what an operator made need not come of it.
+        error.where = (*error.where, *(locate(node) if node is not None else ()), *said.values())
         return error
-    # Infinity in a mask, say, is meant so: what an operator made need not come of it.
-    is_input = node in said
     told = CalibrationDataError(
-        said[node] if is_input else error.found,
-        where=() if is_input else (*place, *said.values()),
-        hint="leave the sample out of the calibration data, or mend what makes it",
+        said[node], hint="leave the sample out of the calibration data, or mend what makes it"
     )
-    first = node if is_input else next(iter(bad))
-    told.input, told.index = str(first.target), bad[first][1]
+    told.input, told.index = str(node.target), bad[node][1]
     return told
 
 
@@ -75,7 +70,8 @@ def _not_run(error: Exception, model: GraphModule, given: Mapping[Node, Any]) ->
 
 def _out_of_range(name: str, ids: torch.Tensor, index: tuple[int, ...], rows: int) -> CalibrationDataError:
     told = CalibrationDataError(
-        f"the input {name!r} has {ids[index].item()} at {list(index)}, and the embedding that looks it up "
+        f"the input {name!r} has {ids[index].item()}{f' at {list(index)}' if index else ''}, and the "
+        "embedding that looks it up "
         f"has {rows} rows, 0 to {rows - 1}",
         hint="make the ids with the tokenizer (or the vocabulary) of this model",
     )

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from .errors import GraphInputError
 from .ir.graph_module import check_trainable, let_train_and_eval_switch
 from .ir.train_eval import freeze_batch_norms, to_evaluation, to_training
+from .ir.wording import with_article
 
 __all__ = [
     "allow_exported_model_train_eval",
@@ -106,7 +107,7 @@ def _exported(model: object) -> GraphModule:
     kind = (
         "an ExportedProgram"
         if isinstance(model, torch.export.ExportedProgram)
-        else f"a {type(model).__name__}"
+        else f"{with_article(type(model).__name__)}"
     )
     raise GraphInputError(
         f"the model is {kind}, not an exported graph module",

@@ -203,9 +203,8 @@ class ConfigSelection:
         nodes = _with_stacks(model) if self._selectors else []
         for selector in self._selectors.values():
             if not any(selector.selects(node, stack) for node, stack in nodes):
-                gone = (
-                    gone_by_name(self._ledger.gone, selector.name) if selector.kind == "module name" else ()
-                )
+                named = gone_by_name(self._ledger.gone, selector.name)
+                gone = [g for g in named if selector.kind == "module name" and g.is_in(selector.name)]
                 raise _selects_nothing(selector, nodes, gone)
 
     def warn_of_idle_selectors(self, model: GraphModule) -> None:

@@ -5,6 +5,7 @@ Each is a process of its own (``contestant.py``). Those that are not installed a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -22,13 +23,19 @@ from contestant import CONTESTANTS
 from lowbit.tools.demo.measure import sqnr_db
 from lowbit.tools.interleaved import Timings
 from lowbit.tools.models.catalogue import CATALOGUE
-from results import report, table, write_option
+from results import environment, report, table, write_option
 
 HERE = Path(__file__).parent
 OTHERS = {"openvino", "onnxruntime"}
 """What lives in .venv-others."""
 OURS = "lowbit-cpp"
 """The row of lowbit's that is compared: compiled by ``lower_pt2e(converted, cpp_wrapper=True)``."""
+
+
+def revision() -> str:
+    """The commit that is measured, and whether files differ from it."""
+    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @attrs.frozen
@@ -107,26 +114,33 @@ class Measured:
     sqnr_db: dict[str, float]
 
 
-def kept(file: Path | None) -> dict[Setting, Measured]:
-    """What a run before this one wrote into ``file``, a line of JSON a setting."""
+def kept(file: Path | None, run: list[object]) -> dict[Setting, Measured]:
+    """What a run like this one wrote into ``file`` before it was stopped, a line of JSON a setting.
+
+    ``run`` is what runs have to have in common.
+    """
     if file is None or not file.exists():
         return {}
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return {
-        Setting(**each["setting"]): Measured(**each["measured"] | {"timings": Timings(each["seconds"])})
-        for each in lines
-    }
+    found: dict[Setting, Measured] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # it may have been stopped within a line
+            each = json.loads(line)
+            if each["run"] == run:
+                timings = Timings({name: tuple(runs) for name, runs in each["seconds"].items()})
+                found[Setting(**each["setting"])] = Measured(timings, **each["measured"])
+    return found
 
 
-def keep(file: Path, setting: Setting, measured: Measured) -> None:
+def keep(file: Path, run: list[object], setting: Setting, measured: Measured) -> None:
     """Add a line to ``file`` for :func:`kept`."""
     line = {
+        "run": run,
         "setting": attrs.asdict(setting),
         "seconds": dict(measured.timings.seconds),
         "measured": attrs.asdict(measured, filter=lambda field, _: field.name != "timings"),
     }
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
+        lines.write("\n" + json.dumps(line))
 
 
 def measure(setting: Setting, names: list[str], pythons: dict[str, str], *, rounds: int) -> Measured:
@@ -204,12 +218,13 @@ def main(
     wanted = [name for name in CONTESTANTS if (not names or name in names) and Path(pythons[name]).exists()]
     wanted = list(dict.fromkeys(["float32", *wanted]))
     settings = [Setting(m, b, t) for m in models for b in batches for t in threads]
-    before = kept(file)
+    run = [rounds, wanted, environment(), revision()]
+    before = kept(file, run)
     found: dict[Setting, Measured] = {}
     for setting in settings:
         found[setting] = before.get(setting) or measure(setting, wanted, pythons, rounds=rounds)
         if file is not None and setting not in before:
-            keep(file, setting, found[setting])
+            keep(file, run, setting, found[setting])
     shown = [name for name in wanted if any(name in seen.timings.seconds for seen in found.values())]
 
     def cells(setting: Setting, values: dict[str, float], form: str) -> list[str]:

@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from ..errors import GraphInputError, UnknownNameError
 from .aliasing import aliased_inputs, written_inputs, written_values
 from .location import locate
+from .wording import with_article
 
 __all__ = [
     "AttributeFinder",
@@ -98,7 +99,7 @@ def get_tensor(gm: torch.nn.Module, target: str) -> torch.Tensor:
     value = get_attribute(gm, target)
     if not isinstance(value, torch.Tensor):
         raise GraphInputError(
-            f"attribute {target!r} is a {type(value).__name__}, not a tensor",
+            f"attribute {target!r} is {with_article(type(value).__name__)}, not a tensor",
             hint="submodules are reached with get_attribute",
         )
     return value
@@ -182,7 +183,7 @@ def drop_tensor(gm: torch.nn.Module, target: str) -> None:
 
 def _taken(target: str, part: str, value: object) -> GraphInputError:
     return GraphInputError(
-        f"no tensor can be put at {target!r}: {part!r} is a {type(value).__name__} already",
+        f"no tensor can be put at {target!r}: {part!r} is {with_article(type(value).__name__)} already",
         hint="ask FreeNames for a name that is free",
     )
 

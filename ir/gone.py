@@ -49,8 +49,11 @@ class Gone:
 
     def is_named(self, about: str) -> bool:
         """Whether ``about`` names it: its node, a module that it was in, or its source line."""
-        in_module = bool(about) and f"{self.module}.".startswith(f"{about}.")
-        return about == self.node or in_module or is_at(self.source, about)
+        return about == self.node or self.is_in(about) or is_at(self.source, about)
+
+    def is_in(self, module: str) -> bool:
+        """Whether it was in ``module``, or in a module of that."""
+        return bool(module) and f"{self.module}.".startswith(f"{module}.")
 
 
 @attrs.frozen
@@ -78,7 +81,9 @@ def gone_by_name(gone: Iterable[Gone], about: str) -> tuple[Gone, ...]:
     into = {each.node: each.into for each in found}
 
     def last(name: str) -> str:
-        while name in into:
+        seen = {""}
+        while name in into and name not in seen:  # a text may say anything
+            seen.add(name)
             name = into[name]
         return name
 

@@ -178,7 +178,8 @@ class Ledger:
         name = self.name_of(node)
         entry = self._own[name]
         if entry.nearest is None or miss.distance < entry.nearest.distance:
-            self._own[name] = attrs.evolve(entry, nearest=miss)
+            at = attrs.evolve(miss, node=self._prefix + miss.node)
+            self._own[name] = attrs.evolve(entry, nearest=at)
 
     def removed(self, node: Node, why: Why, *, by: str, into: Node | None = None) -> None:
         """The pass ``by`` takes ``node`` out of the graph; the rest as in :class:`~lowbit.ir.gone.Gone`."""

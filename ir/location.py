@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ __all__ = [
     "describe_node",
     "describe_point",
     "is_at",
+    "listed",
     "locate",
     "module_path",
     "module_stack",
@@ -94,9 +96,15 @@ def is_at(source: str, about: str) -> bool:
 def target_text(target: object) -> str:
     """What a node calls, as it is written: ``aten.conv2d.default``, ``operator.getitem``, ``layer1.0``."""
     if isinstance(target, (types.FunctionType, types.BuiltinFunctionType)):
-        # The modules of C functions have an underscore in front.
-        return f"{target.__module__.removeprefix('_')}.{target.__qualname__}"
+        module = "operator" if target.__module__ == "_operator" else target.__module__
+        return f"{module}.{target.__name__}"
     return str(target)
+
+
+def listed(nodes: Collection[Node]) -> str:
+    """``%a, %b, %c and 4 more``: the first three in graph order by name, as there may be very many."""
+    first = [f"%{node.name}" for node in heapq.nsmallest(3, nodes)]
+    return ", ".join(first) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
 
 
 def describe_node(node: Node) -> str:

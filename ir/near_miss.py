@@ -6,6 +6,9 @@ import attrs
 
 __all__ = ["NearMiss"]
 
+# They may come from a file.
+_TEXT, _NUMBER = attrs.validators.instance_of(str), attrs.validators.instance_of(int)
+
 
 @attrs.frozen
 class NearMiss:
@@ -20,12 +23,12 @@ class NearMiss:
         detail: one sentence for people.
     """
 
-    pattern: str
-    found: int
-    size: int
-    reason: str
-    node: str
-    detail: str
+    pattern: str = attrs.field(validator=_TEXT)
+    found: int = attrs.field(validator=_NUMBER)
+    size: int = attrs.field(validator=_NUMBER)
+    reason: str = attrs.field(validator=_TEXT)
+    node: str = attrs.field(validator=_TEXT)
+    detail: str = attrs.field(validator=_TEXT)
 
     def __str__(self) -> str:
         return f"{self.pattern}: {self.detail} ({self.reason}, at %{self.node})"

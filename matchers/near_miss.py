@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..ir.location import target_text
+from ..ir.location import listed, target_text
 from ..ir.near_miss import NearMiss
 from ..ir.reasons import REASONS
 from ..ir.schema import OpOverload, operator_name
@@ -97,7 +97,7 @@ def _detail(miss: Miss) -> str:
     if miss.reason != "second-user":
         return miss.detail
     readers = len(miss.node.users)
-    names = ", ".join(f"%{user.name}" for user in sorted(miss.node.users))
+    names = listed(miss.node.users)
     return f"%{miss.node.name} has {readers} readers ({names}), and fused only one of them could read it"
 
 

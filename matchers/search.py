@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from ..ir.location import target_text
+from ..ir.location import listed, target_text
 from .match import Match, Miss, MissReason
 from .operands import COMMUTATIVE, Operand, operands
 from .pattern import Pattern, is_leaf
@@ -164,7 +164,7 @@ class Search:
         self._body[found] = wanted
         # Distinct operators stand for distinct ones, so as many users as in the pattern are all inside.
         if wanted not in self._pattern.outputs and len(found.users) > len(wanted.users):
-            users = ", ".join(f"%{user.name}" for user in sorted(found.users))
+            users = listed(found.users)
             return Miss("second-user", found, f"%{found.name} is read outside the match too: by {users}")
         wanted_operands, found_operands = self._pattern.operands[wanted], operands(found)
         if len(wanted_operands) != len(found_operands):

@@ -17,7 +17,7 @@ from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
 from ...passes.contracts import REAL, Contract
 from .measured_costs import measure_loops
-from .placement import cheapest_floats
+from .placement import Times, cheapest_floats
 from .region_costs import costs
 from .regions import Region, measured_regions
 
@@ -31,8 +31,9 @@ class KeepFasterFloat:
 
     A copy of the model is lowered, and each kernel timed, as is the float operator that it stands for, and
     the loops that convert between the two. Which operators are float then is the cheapest choice for all of
-    them together (:mod:`.placement`); those that are left are measured again, until nothing changes. What is
-    measured differs from run to run, and so may the choice.
+    them together (:mod:`.placement`). What is left may get other kernels then, as an addition is part of
+    either operand's: these are timed too, and the choice is made again, until nothing changes. Times differ
+    from run to run, and so may the choice.
 
     Numbers stay what they are, but for a rounding of the weights to float32: activations around a float
     operator are rounded as before, which the compiler does in the loops before and behind it. Only operators
@@ -53,15 +54,15 @@ class KeepFasterFloat:
         """
         weights = _FloatWeights(gm)
         loops = functools.cache(measure_loops)
+        times: dict[tuple[str, ...], Times] = {}
         changed = False
         while True:
             with torch.random.fork_rng(devices=[]):
-                regions = measured_regions(gm, context, loops)
+                regions = measured_regions(gm, context, loops, times)
             floats = cheapest_floats(*costs(regions, loops())) if regions else frozenset[str]()
             left = [each for each in regions if each.name in floats and context.allows("keep", each.nodes[0])]
             if not left:
                 return changed
-            # What is int8 still may get other kernels now: an addition is part of either operand's.
             changed = True
             for region in left:
                 _leave_float(region, weights, context)

@@ -41,9 +41,8 @@ def measure_nodes(gm: GraphModule, inputs: tuple[Any, ...]) -> dict[str, float]:
                 timer.run(*inputs)
                 for target, tensor in written.items():
                     tensor.copy_(kept[target])
-    except (
-        Exception
-    ) as error:  # made-up inputs may be ones that the model's own code refuses, however it does
+    # Operators refuse values that are made up in many ways.
+    except Exception as error:
         raise UnsupportedError(
             f"nothing can be timed: the model does not run on made-up inputs: {error}",
             hint="lower it without keep-faster-float",

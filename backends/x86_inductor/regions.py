@@ -20,6 +20,9 @@ from .placement import Times
 __all__ = ["Region", "elements", "measured_regions"]
 
 
+_NOT_KNOWN: Final = Times(0.0, 0.0)
+
+
 @attrs.frozen(eq=False)
 class Region:
     """The operators that one kernel takes.
@@ -35,13 +38,28 @@ class Region:
     name: str
     nodes: tuple[Node, ...]
     weights: tuple[tuple[Node, Node], ...]
-    times: Times
+    times: Times = _NOT_KNOWN
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its operators, which are the same in the next copy of the model."""
+        return tuple(node.name for node in self.nodes)
 
 
-def measured_regions(gm: GraphModule, context: PassContext, loops: Callable[[], LoopTimes]) -> list[Region]:
+def measured_regions(
+    gm: GraphModule,
+    context: PassContext,
+    loops: Callable[[], LoopTimes],
+    times: dict[tuple[str, ...], Times],
+) -> list[Region]:
     """What ``gm`` lowers to, timed: operators that may as well be float.
 
-    ``loops`` measures what the compiler's loops take, if there are such operators.
+    Args:
+        gm: a converted model.
+        context: of the pass.
+        loops: measures what the compiler's loops take, if there are such operators.
+        times: known of regions, by the names of their operators. Those of others are measured and put there;
+            none is measured twice, as what is measured often is slow sometimes.
     """
     work = PassManager(()).run(gm, Pipeline(()))
     own_tensors(work)  # what the model writes into is the user's
@@ -54,23 +72,22 @@ def measured_regions(gm: GraphModule, context: PassContext, loops: Callable[[], 
     now = {node.name: node for node in gm.graph.nodes}
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     constant = constants(gm.graph)
-    found: dict[str, tuple[tuple[Node, ...], tuple[tuple[Node, Node], ...]]] = {}
+    regions: list[Region] = []
     for name, operators in members.items():
         nodes = sorted((now[operator] for operator in operators if operator in now), key=order.__getitem__)
         weights = tuple((node, weight) for node in nodes for weight in _weights(node, constant))
         if weights and _scales_are_fixed(nodes, {weight for _, weight in weights}):
-            found[name] = tuple(nodes), weights
-    if not found:
-        return []
-    inputs = example_inputs(gm)
-    int8, float32 = measure_nodes(trial, inputs), measure_nodes(work, inputs)
-    kernels = {node.name: node for node in trial.graph.nodes}
-    regions: list[Region] = []
-    for name, (nodes, weights) in found.items():
-        in_int8 = _seconds_of_kernel(kernels[name], nodes[-1], now, int8, loops())
-        in_float = sum(float32[node.name] for node, _ in weights)
-        regions.append(Region(name, nodes, weights, Times(in_int8, in_float)))
-    return regions
+            regions.append(Region(name, tuple(nodes), weights))
+    unknown = [region for region in regions if region.names not in times]
+    if unknown:
+        inputs = example_inputs(gm)
+        int8, float32 = measure_nodes(trial, inputs), measure_nodes(work, inputs)
+        kernels = {node.name: node for node in trial.graph.nodes}
+        for region in unknown:
+            in_int8 = _seconds_of_kernel(kernels[region.name], region.nodes[-1], now, int8, loops())
+            in_float = sum(float32[node.name] for node, _ in region.weights)
+            times[region.names] = Times(in_int8, in_float)
+    return [attrs.evolve(region, times=times[region.names]) for region in regions]
 
 
 # Without packing nothing would be known of a kernel's time: it would pack at every call.

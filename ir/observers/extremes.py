@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CalibrationDataError
+from ..wording import with_article
 from .distributed import extremes_of_all_ranks
 
 __all__ = ["bad_values", "check_observable", "finite_min_max", "flatten_dense", "not_finite"]
@@ -20,7 +21,7 @@ def check_observable(x: object) -> None:
         )
     if isinstance(x, Tensor) and x.is_floating_point():
         return
-    what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"{with_article(type(x).__name__)}"
     raise CalibrationDataError(
         f"an observer was handed {what}",
         hint="only floating-point tensors are quantized: leave this point out of the annotations",

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...errors import SpecError
 from ..specs import ConcreteSpec, DerivedQuantizationSpec, FixedQParamsQuantizationSpec, QuantizationSpec
+from ..wording import with_article
 from .derived import DerivedObserver
 from .derived_fake_quantize import DerivedFakeQuantize
 from .fake_quantize import FixedQParamsFakeQuantize
@@ -100,7 +101,7 @@ def _construct(spec: QuantizationSpec, keywords: dict[str, Any]) -> nn.Module:
     observer: Any = constructor(**accepted_keywords(constructor, keywords))
     if not isinstance(observer, nn.Module):
         raise SpecError(
-            f"the observer constructor {constructor!r} returned a {type(observer).__name__}",
+            f"the observer constructor {constructor!r} returned {with_article(type(observer).__name__)}",
             hint="observer_or_fake_quant_ctr makes a torch.nn.Module",
         )
     return observer

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from ...errors import GraphTextError, LowbitError
 from ..observers import ObserverConstructor
+from ..wording import with_article
 from .references import find_operator, find_reference
 from .short import DTYPE_NAMES
 from .symbols import Interval, SymbolReader, read_end
@@ -70,7 +71,9 @@ class ValueReader:
     def _key(self, tree: Tree) -> Any:
         value = self.read(tree)
         if not isinstance(value, Hashable):
-            raise self.error(tree, f"a {type(value).__name__} cannot be a key", "write text or a number")
+            raise self.error(
+                tree, f"{with_article(type(value).__name__)} cannot be a key", "write text or a number"
+            )
         return value
 
     def node(self, tree: NodeName) -> Node:

@@ -12,6 +12,7 @@ from torch.fx import Node
 from ..observers import ObserverConstructor
 from ..points import as_point
 from ..specs import EdgeOrNode, QuantizationSpecBase, SharedQuantizationSpec
+from ..wording import with_article
 
 __all__ = [
     "DTYPE_NAMES",
@@ -75,7 +76,7 @@ def format_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 def _format_point(point: EdgeOrNode) -> str:
     if as_point(point) is None:
-        return f"a {type(point).__name__}, which is no point"
+        return f"{with_article(type(point).__name__)}, which is no point"
     return f"%{point.name}" if isinstance(point, Node) else f"%{point[0].name}→%{point[1].name}"
 
 

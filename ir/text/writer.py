@@ -17,6 +17,7 @@ from ..ledger import Ledger
 from ..location import locate
 from ..meta import ANNOTATION_KEY, LEDGER_KEY, STAGE_KEY
 from ..stages import get_stage
+from ..wording import with_article
 from .exported import checks_inputs, guards_as_graph, is_guards, read_signature
 from .modules import FoundTensor, Submodule, own_state, submodules, tensors_of
 from .places import PLACE_KEYS, Places
@@ -96,7 +97,7 @@ def take_apart(gm: GraphModule) -> Parts:
 def _checked(gm: object) -> GraphModule:
     if not isinstance(gm, GraphModule):
         raise GraphInputError(
-            f"there is text for graph modules, not for a {type(gm).__name__}",
+            f"there is text for graph modules, not for {with_article(type(gm).__name__)}",
             hint="export the model first: torch.export.export(model.eval(), example_inputs).module()",
         )
     return gm

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import operator
 
+import attrs
 import pytest
 import torch
-from lowbit.ir.gone import gone_by_name
+from lowbit.ir.gone import Gone, gone_by_name
 from lowbit.ir.ledger import Decision, Ledger
 from lowbit.ir.near_miss import NearMiss
 from torch import nn
@@ -139,6 +140,9 @@ def test_what_a_pass_took_out_is_no_decision_and_is_known(nodes) -> None:
     assert gone_by_name(ledger.gone, "inn") == gone_by_name(ledger.gone, "") == ()
     (tanh,) = gone_by_name(ledger.gone, "body.tanh")
     assert str(tanh) == "%body.tanh was left out by the pass sweep: nothing reads its result"
+    # A text may say anything.
+    around = [Gone("a", "identity", "b", "p"), Gone("b", "identity", "a", "p")]
+    assert [g.into for g in gone_by_name(around, "a")] == ["b"]
 
 
 def test_the_nearest_miss_stays_with_a_decision_that_is_float(nodes) -> None:
@@ -149,6 +153,10 @@ def test_the_nearest_miss_stays_with_a_decision_that_is_float(nodes) -> None:
         ledger.almost(nodes["tanh"], miss)
     ledger.missed("no-kernel", nodes["tanh"])
     assert [(d.reason, d.nearest) for d in ledger.decisions] == [("no-kernel", near)]
+    inside = ledger.inside("body", ())
+    inside.missed("no-pattern", nodes["tanh"])
+    inside.almost(nodes["tanh"], near)
+    assert ledger.decisions[1].nearest == attrs.evolve(near, node="body.x")
     ledger.quantized(nodes["tanh"], "p")
     assert ledger.decisions[0].nearest is None
 

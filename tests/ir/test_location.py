@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from pathlib import Path
 
 import pytest
 import torch
-from lowbit.ir.location import describe_node, describe_point, locate, module_path, module_stack, source_line
+from lowbit.ir.location import (
+    describe_node,
+    describe_point,
+    locate,
+    module_path,
+    module_stack,
+    source_line,
+    target_text,
+)
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -117,6 +126,12 @@ def test_a_node_is_located_by_itself_its_module_and_its_line(gm: GraphModule) ->
     assert node == "%conv2d_1 (aten.conv2d.default)"
     assert module == "module layers.1.conv"
     assert line.endswith("x = self.relu(self.conv(x))")
+
+
+def test_functions_are_named_as_they_are_imported() -> None:
+    targets = (operator.getitem, torch.relu, torch.nn.functional.gelu, torch.ops.aten.relu.default)
+    names = ["operator.getitem", "torch.relu", "torch._C._nn.gelu", "aten.relu.default"]
+    assert [target_text(target) for target in targets] == names
 
 
 def test_nodes_and_points_in_short() -> None:

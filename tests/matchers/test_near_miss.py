@@ -81,6 +81,13 @@ def test_a_value_inside_the_pattern_with_a_second_reader() -> None:
     assert str(miss).startswith("conv2d-relu: %conv2d has 2 readers")
 
 
+def test_of_many_readers_a_few_are_named() -> None:
+    nodes = graph_of(lambda m, x: F.relu(y := m.conv(x)) + y + y.sin() + y.cos() + y.tan())
+    miss = NearMisses(PATTERNS).of(nodes["conv2d"], larger_than=1)
+    assert miss is not None
+    assert "has 5 readers (%relu, %add, %sin and 2 more)" in miss.detail
+
+
 def test_another_literal() -> None:
     nodes = graph_of(lambda m, x: F.gelu(m.conv(x), approximate="tanh"))
     miss = NearMisses(PATTERNS).of(nodes["gelu"])

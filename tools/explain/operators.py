@@ -139,9 +139,8 @@ def _without_graph(decision: Decision, backend: Backend | None) -> OperatorExpla
     """What the ledger says by itself, and the backend of what it has presets for."""
     is_float = decision.status == "float"
     known = REASONS.get(decision.reason) if is_float else None
-    modes = modes_of_code(decision.reason) if is_float else ()
-    presets = presets_of_modes(backend, modes) if modes and backend is not None else ()
-    named = f": {', '.join(preset.name for preset in presets)}" if presets else ""
+    presets = _presets_of(decision.reason, backend) if is_float and backend is not None else ()
+    named = f": {', '.join(presets)}" if presets else ""
     return OperatorExplanation(
         node=decision.node,
         target=decision.target,
@@ -158,6 +157,13 @@ def _without_graph(decision: Decision, backend: Backend | None) -> OperatorExpla
         module=decision.module,
         source=decision.source,
     )
+
+
+@functools.cache  # as presets make their configurations anew, and backends stay what they are
+def _presets_of(reason: str, backend: Backend) -> tuple[str, ...]:
+    """The names of the presets of the modes that ``reason`` asks for; none of another reason."""
+    modes = modes_of_code(reason)
+    return tuple(preset.name for preset in presets_of_modes(backend, modes)) if modes else ()
 
 
 def _with_nearest_causes(model: GraphModule, found: Iterable[Decision]) -> list[OperatorExplanation]:

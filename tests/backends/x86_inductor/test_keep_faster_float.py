@@ -124,6 +124,18 @@ def test_a_little_faster_is_not_enough(model: GraphModule, measured) -> None:
     assert floats(tuned(model)) == []
 
 
+def test_what_was_timed_is_not_timed_again(model: GraphModule, measured) -> None:
+    seen = set()
+
+    def slow_next_time(node: Node) -> float:
+        if is_linear(node):
+            return 40
+        return 1000 if node.name in seen else seen.add(node.name) or 10
+
+    measured(slow_next_time, lambda n: 20)
+    assert floats(tuned(model)) == ["linear"]
+
+
 def test_loops_between_operators_count(model: GraphModule, measured) -> None:
     # Alone each convolution is faster in float, but a loop of 2 x 8 x 36 elements would be between them.
     measured(lambda n: 40, lambda n: 20 if not is_linear(n) else 90, loop=1)

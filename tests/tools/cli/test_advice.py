@@ -80,6 +80,10 @@ def test_a_module_that_computes_nothing_is_not_left_float(models: Path, lowbit: 
         "normalize: in inference it computes nothing, so %group_norm stands for it"
     )
     assert do == "  do: leave --left-float drop out"
+    # A node is no module.
+    assert (
+        "no module with operators to leave float named 'dropout'" in lowbit(*words, "dropout", code=2).stderr
+    )
 
 
 def test_explain_knows_what_is_gone(quantized: str, lowbit: Any) -> None:

@@ -146,17 +146,18 @@ def check_left_float(exported: GraphModule, left_float: Iterable[str], backend: 
         if any(f"{path}.".startswith(f"{name}.") for path in paths):
             continue
         for gone in gone_by_name(context.ledger.gone, name):
-            raise _is_gone(gone, canonical)
+            if gone.is_in(name):
+                raise _is_gone(name, gone, canonical)
         raise unknown_name("module with operators to leave float", name, tuple(paths))
 
 
-def _is_gone(gone: Gone, canonical: GraphModule) -> OptionError:
+def _is_gone(name: str, gone: Gone, canonical: GraphModule) -> OptionError:
     into = next((module_path(node.meta) for node in canonical.graph.nodes if node.name == gone.into), "")
     if gone.why != "folded":
-        hint = f"leave --left-float {gone.module} out"
+        hint = f"leave --left-float {name} out"
     else:
         hint = f"leave both float with --left-float {into}" if into else "name the module around both"
-    return OptionError(f"there is nothing in {gone.module} to leave float: {gone}", hint=hint)
+    return OptionError(f"there is nothing in {name} to leave float: {gone}", hint=hint)
 
 
 def _parts(backend: Backend) -> tuple[Backend, ...]:
