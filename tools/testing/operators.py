@@ -79,6 +79,21 @@ def _unary(*variants: tuple[Any, ...]) -> Emit:
     return emit
 
 
+_REDUCTIONS: Final[tuple[tuple[Any, ...], ...]] = (
+    # torch multiplies in float32 where the model is to compute in bfloat16.
+    (_aten.prod.dim_int, -1, True),
+    (_aten.mean.dim, [-1], True),
+    (_aten.prod.dim_int, 0, True),
+)
+
+
+def _reduce(to: Registers, x: Node, _: Node, option: int) -> Node | None:
+    target, *arguments = _REDUCTIONS[option % len(_REDUCTIONS)]
+    if not _is_float(x) or (target is _aten.mean.dim and 0 in _shape(x)[-1:]):
+        return None  # the mean of nothing is no number
+    return to.call(target, x, *arguments)
+
+
 def _binary(*targets: Any) -> Emit:
     def emit(to: Registers, x: Node, y: Node, option: int) -> Node | None:
         # Of other shape it is the first twice, which rewrites have to see through as well.
@@ -300,12 +315,7 @@ OPERATORS: Final[dict[str, Emit]] = {
         (_aten.hardswish.default,),
         (_aten.softmax.int, -1),
     ),
-    "reduce": _unary(
-        # torch multiplies in float32 where the model is to compute in bfloat16.
-        (_aten.prod.dim_int, -1, True),
-        (_aten.mean.dim, [-1], True),
-        (_aten.prod.dim_int, 0, True),
-    ),
+    "reduce": _reduce,
     "identity": _identity,
     "binary": _binary(_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor),
     "scalar": _scalar,

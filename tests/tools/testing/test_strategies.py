@@ -158,3 +158,13 @@ def test_nothing_is_added_to_a_view_of_itself() -> None:
     targets = [node.target for node in graph.nodes]
     assert torch.ops.aten.mul_.Tensor in targets
     assert torch.ops.aten.add_.Tensor not in targets
+
+
+def test_no_mean_is_of_nothing() -> None:
+    # Observers refuse what is no number.
+    program = Program(
+        (0, 3), (Step("in_place", 0, 0, option=1), Step("move", option=1), Step("reduce", option=1))
+    )
+    assert torch.ops.aten.mean.dim not in {node.target for node in build(program).graph.nodes}
+    program = attrs.evolve(program, shape=(2, 3))
+    assert torch.ops.aten.mean.dim in {node.target for node in build(program).graph.nodes}
