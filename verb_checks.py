@@ -60,7 +60,7 @@ def warnings_are_errors() -> Generator[None]:
             yield
         except LowbitWarning as warning:
             raise StrictModeError(
-                str(warning), hint="mend it, or go on with a warning: without strict=True or --strict"
+                str(warning), hint="do what it says, or go on with a warning: without strict=True or --strict"
             ) from warning
 
 

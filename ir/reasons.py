@@ -154,7 +154,7 @@ _KERNELS: Final = {
         "both factors are activations; kernels take a constant as one of them", _NOTHING
     ),
     "other-backend": Reason(
-        "another backend takes it, which the detail names",
+        "another backend takes it",
         "compose the two quantizers: ComposableQuantizer([…])",
         in_command="name both backends, with a plus between them: --backend …+…",
     ),

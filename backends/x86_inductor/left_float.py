@@ -22,7 +22,7 @@ _TWO_ACTIVATIONS: Final = Refusal(
 )
 _TRANSPOSED: Final = Refusal("no-int8-kernel", "Inductor has no kernel of a transposed int8 convolution")
 _RECURRENT: Final = Refusal("recurrent", "it is one operator of many steps, and has no int8 kernel")
-_EMBEDDING: Final = Refusal("other-backend", "embedding")
+_EMBEDDING: Final = Refusal("other-backend", "the backend embedding takes it")
 
 LEFT_FLOAT: Final[Mapping[Any, Refusal]] = {
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -102,10 +103,12 @@ def _how_to_use(option: str, result: QuantizeResult) -> str:
 
 def _show_left_float(console: Console, operators: Iterable[OperatorExplanation]) -> None:
     """Operators that stay float, by reason: how many, a few of them, and what to do."""
+    left_float = [each for each in operators if each.status != "quantized"]
+    decides = Counter(cause.node for each in left_float for cause in each.because)
     by_reason: dict[str, list[OperatorExplanation]] = {}
-    for each in operators:
-        if each.status != "quantized":
-            by_reason.setdefault(each.reason, []).append(each)
+    # Those that keep others float come first, as not all are named.
+    for each in sorted(left_float, key=lambda each: -decides[each.node]):
+        by_reason.setdefault(each.reason, []).append(each)
     if by_reason:
         console.print("left float:")
     for code, left in sorted(by_reason.items(), key=lambda each: (-len(each[1]), each[0])):
@@ -116,7 +119,7 @@ def _show_left_float(console: Console, operators: Iterable[OperatorExplanation])
             for label, said in (
                 ("because", list(dict.fromkeys(_cause(each) for each in about if each.because))),
                 ("found", list(dict.fromkeys(each.more for each in about if each.more))),
-                ("nearest", list(dict.fromkeys(str(m) for each in about for m in each.other_nearest))),
+                ("nearest", [f"%{each.node} is almost {miss}" for each in about for miss in each.other_nearest]),
             ):
                 if said and (label != "found" or len(said) == 1):
                     console.print(f"    {label}: {_some(said, '; ')}", soft_wrap=True)

@@ -61,6 +61,8 @@ class Because:
         module: dotted path of its module.
         source: its source line.
         through: names of the operators between, from the one that was asked about on.
+        keeps: "readers" or "inputs", those of the operator that was asked about that it keeps float, where it
+            does so by others that stand beside them: a reader may be float for another thing that it reads.
     """
 
     node: str
@@ -69,6 +71,7 @@ class Because:
     module: str = ""
     source: str = ""
     through: tuple[str, ...] = ()
+    keeps: str = ""
 
     @property
     def advice(self) -> str:
@@ -85,7 +88,15 @@ class Because:
 
     def __str__(self) -> str:
         who = self.place
+        beside = {
+            "output": "the model, which returns a float tensor,",
+            "input": f"{who}, an input of the model,",
+            "constant": f"{who}, a constant,",
+        }.get(self.role, who)
         what = {
+            _READERS: f"{beside} keeps what reads it float",
+            _INPUTS: f"{beside} keeps what it reads float",
+        }.get(self.keeps) or {
             "reads": f"{who} reads it in float",
             "makes": f"{who} hands it a float tensor",
             "output": "the model returns it, in float",
@@ -149,7 +160,7 @@ def find_causes(start: Node, decisions: Mapping[str, Decision], low: Collection[
         visit = queue.popleft()
         for node, said in _steps(visit, decisions, low):
             if said is None:
-                found.setdefault(node.name, _cause(node, visit, decisions))
+                found.setdefault(node.name, attrs.evolve(_cause(node, visit, decisions), keeps=_keeps(visit)))
             elif (node.name, said) not in seen:
                 seen.add((node.name, said))
                 queue.append(_Visit(node, said, visit))
@@ -190,7 +201,9 @@ def find_nearest_causes(
         visit = told.popleft()
         for asking in asked_by[visit.key]:
             if asking.key not in known:
-                known[asking.key] = known[visit.key]
+                cause = known[visit.key]
+                is_straight = asking.side == visit.side and not cause.keeps
+                known[asking.key] = attrs.evolve(cause, keeps="" if is_straight else asking.side)
                 told.append(asking)
     return {visit.node.name: known[visit.key] for visit in firsts if visit.key in known}
 
@@ -208,6 +221,15 @@ def _steps(
             yield node, None
         elif decision is not None or _is_passing(node):
             yield node, said
+
+
+def _keeps(visit: _Visit) -> str:
+    """The side of the first of the way to ``visit``, where that changes sides; else ""."""
+    sides = [visit.side]
+    while visit.before is not None:
+        visit = visit.before
+        sides.append(visit.side)
+    return visit.side if len(set(sides)) > 1 else ""
 
 
 def _neighbours(visit: _Visit, low: Collection[str]) -> list[Node]:

@@ -94,7 +94,7 @@ def test_explain_knows_what_is_gone(quantized: str, lowbit: Any) -> None:
 
 def test_the_nearest_miss_is_said_at_every_stage_and_by_quantize(quantized: str, lowbit: Any) -> None:
     nearest = "conv2d-add-relu: %group_norm is aten.group_norm.default, not aten.conv2d.default"
-    assert f"    nearest: {nearest} (different-target, at %group_norm)" in quantized
+    assert f" is almost {nearest} (different-target, at %group_norm)" in quantized
     for stage in ("prepared", "converted", "lowered"):
         assert f"  nearest: {nearest}" in lowbit("explain", f"graphs/{stage}.lowbit", "add").stdout
         assert f"nearest: {nearest}" in lowbit("explain", f"graphs/{stage}.lowbit").stdout

@@ -129,6 +129,28 @@ def test_inputs_are_followed_too() -> None:
     assert ") hands it a float tensor" in str(cause)
 
 
+def test_a_reader_is_float_for_another_thing_that_it_reads() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.GroupNorm(1, 4), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.last(torch.cat([F.max_pool2d(y, 2), F.max_pool2d(self.norm(y), 2)], 1))
+
+    prepared = prepared_for_x86(Beside())
+    (cause,) = only(prepared, "max_pool2d").because
+    assert (cause.node, cause.through) == ("group_norm", ("cat", "max_pool2d_1"))
+    assert str(cause).endswith(") keeps what reads it float, through %cat, %max_pool2d_1: no-pattern")
+    assert str(only(prepared, "cat").because[0]).endswith(
+        ") hands it a float tensor, through %max_pool2d_1: no-pattern"
+    )
+    said = {each.node: str(each.because[0]) for each in explain(prepared).operators if each.because}
+    assert said["max_pool2d"].endswith(") keeps what reads it float: no-pattern")
+    assert said["cat"].endswith(") hands it a float tensor: no-pattern")
+
+
 def test_the_ends_of_the_model() -> None:
     (cause,) = only(prepared_for_x86(Reader(nn.Identity())), "max_pool2d").because
     assert (cause, str(cause)) == (Because("output", "output"), "the model returns it, in float")

@@ -189,7 +189,7 @@ def _how_to_fit(found: Tensor, wanted: Tensor, sizes: Sizes) -> str:
     axes = _unlike(found.shape, sizes)
     if axes == [0]:
         return f"the model was exported for {sizes[0]} samples at a time: give batches of as many"
-    differ = " and ".join(f"{sizes[axis]} along axis {axis}, not {found.shape[axis]}" for axis in axes)
+    differ = ", ".join(f"{sizes[axis]} along axis {axis}, not {found.shape[axis]}" for axis in axes)
     return f"prepare the data as for the model itself ({differ}), or export it with these axes dynamic"
 
 

@@ -69,7 +69,9 @@ def _what_to_try(prepared: GraphModule, target: Target, options: QuantizeOptions
     if left_float and _quantizes(target, (), prepared):
         ways = ["leave --left-float out"]
     else:
-        names = [preset.name for preset in best_first(presets_for_calibration(target.backend))]
+        presets = best_first(presets_for_calibration(target.backend))
+        # What does not suit this machine is a warning, and so an error.
+        names = [preset.name for preset in presets if preset.suits() or not options.strict]
         others = [find_target(target.backend.name, name) for name in names if name != target.preset]
         would = [other.preset for other in others if _quantizes(other, left_float, prepared)]
         ways = [f"take another preset (--preset {', '.join(would)})"] if would else []
