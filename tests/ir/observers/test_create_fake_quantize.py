@@ -92,7 +92,7 @@ def test_plain_observers_stay_what_they_are() -> None:
         assert type(module) is constructor
     cast = create_fake_quantize(QuantizationSpec(torch.float16, PlaceholderObserver))
     assert type(cast) is PlaceholderObserver
-    with pytest.raises(SpecError, match="returned a int"):
+    with pytest.raises(SpecError, match="returned an int"):
         create_fake_quantize(QuantizationSpec(torch.int8, lambda: 3))  # type: ignore[arg-type, return-value]
 
 
