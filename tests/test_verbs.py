@@ -146,7 +146,7 @@ def test_what_is_no_exported_model(verb: Callable[..., object], model: object, h
 def test_what_is_no_quantizer(quantizer: Any) -> None:
     model = export()
     error = raises_and_changes_nothing(GraphInputError, model, lambda: prepare_pt2e(model, quantizer))
-    assert f"a {type(quantizer).__name__}, not a Quantizer" in error.found
+    assert f" {type(quantizer).__name__}, not a Quantizer" in error.found
 
 
 # Verbs out of order.

@@ -274,8 +274,9 @@ FAULTS = (
     Fault(
         "another weight packed",
         "passes.pack_weights:_pack",
-        "*map(value, node.args)",
-        "-value(node.args[0]), *map(value, node.args[1:])",
+        "evaluate(gm, node)",
+        "node.target(-gm.get_buffer(node.args[0].target), *("
+        "gm.get_buffer(a.target) if isinstance(a, Node) else a for a in node.args[1:]))",
         ("pack-weights", "pack"),
         (0, 2, 4),
     ),
