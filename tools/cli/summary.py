@@ -119,7 +119,10 @@ def _show_left_float(console: Console, operators: Iterable[OperatorExplanation])
             for label, said in (
                 ("because", list(dict.fromkeys(_cause(each) for each in about if each.because))),
                 ("found", list(dict.fromkeys(each.more for each in about if each.more))),
-                ("nearest", [f"%{each.node} is almost {miss}" for each in about for miss in each.other_nearest]),
+                (
+                    "nearest",
+                    [f"%{each.node} is almost {miss}" for each in about for miss in each.other_nearest],
+                ),
             ):
                 if said and (label != "found" or len(said) == 1):
                     console.print(f"    {label}: {_some(said, '; ')}", soft_wrap=True)
