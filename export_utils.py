@@ -5,7 +5,6 @@ The names are those of ``torch.ao.quantization``.
 
 from __future__ import annotations
 
-import torch
 from torch.fx import GraphModule
 
 from .errors import GraphInputError
@@ -104,12 +103,7 @@ def freeze_bn_stats(model: GraphModule) -> GraphModule:
 def _exported(model: object) -> GraphModule:
     if isinstance(model, GraphModule):
         return model
-    kind = (
-        "an ExportedProgram"
-        if isinstance(model, torch.export.ExportedProgram)
-        else f"{with_article(type(model).__name__)}"
-    )
     raise GraphInputError(
-        f"the model is {kind}, not an exported graph module",
+        f"the model is {with_article(type(model).__name__)}, not an exported graph module",
         hint="export it: torch.export.export(model, example_inputs).module(); others have train() and eval()",
     )
