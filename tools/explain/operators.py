@@ -99,17 +99,17 @@ def _around_what_is_named(model: GraphModule, about: str, found: Iterable[Decisi
         if asked:
             return asked
     what = "is no operator, and next to none" if about in nodes else "is no node, module or source line"
-    raise UnknownNameError(f"{about!r} {what} of the model", hint=_instead(about, nodes, found))
+    raise UnknownNameError(f"{about!r} {what} of the model", hint=_instead(about, model, tuple(found)))
 
 
-def _instead(about: str, nodes: Iterable[str], found: Iterable[Decision]) -> str:
-    """What may have been meant."""
-    decided = tuple(found)
+def _instead(about: str, model: GraphModule, decided: tuple[Decision, ...]) -> str:
+    """What of the user's model may have been meant: no node that a pass made."""
     if about.isdecimal():
         lines = dict.fromkeys(line for d in decided if (line := _line(d)).endswith(f":{about}"))
         return f"a line is asked about behind its file: {', '.join(lines) or 'model.py:42'}"
-    known = dict.fromkeys((*nodes, *(d.node for d in decided), *(d.module for d in decided if d.module)))
-    near = difflib.get_close_matches(about, list(known), n=3, cutoff=0.4)
+    exported = (node.name for node in model.graph.nodes if not _maker_of(node))
+    known = {*exported, *(name for d in (*decided, *ledger_of(model).gone) for name in (d.node, d.module))}
+    near = difflib.get_close_matches(about, sorted(known - {""}), n=3, cutoff=0.4)
     says = f"the nearest: {', '.join(near)}" if near else "explain without a name lists all operators"
     return f"{says}; of modules that compute nothing, as nn.Identity, torch.export leaves no trace"
 

@@ -16,6 +16,7 @@ from lowbit import (
 )
 from lowbit.backends import get_backend
 from lowbit.errors import StageError, UnknownNameError
+from lowbit.ir.meta import ORIGIN_KEY
 from lowbit.ir.reasons import REASONS
 from lowbit.ir.text import parse, to_tensors, to_text
 from torch import nn
@@ -253,6 +254,26 @@ def test_an_unknown_name_has_the_nearest(stages) -> None:
     assert "conv2d" in caught.value.hint
     with pytest.raises(UnknownNameError, match="is no node"):
         explain(stages.prepared, "")
+
+
+def test_what_passes_made_is_not_suggested(stages) -> None:
+    """Kernels and packed weights have names like those of the model's operators."""
+    made = [node.name for node in stages.lowered.graph.nodes if node.meta.get(ORIGIN_KEY)]
+    assert len(made) > 3
+    for name in made:
+        with pytest.raises(UnknownNameError) as caught:
+            explain(stages.lowered, f"{name}x")
+        near = caught.value.hint.partition("; ")[0].removeprefix("the nearest: ").split(", ")
+        assert not set(near) & set(made)
+
+
+def test_what_a_pass_took_out_is_suggested() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval()
+    exported = torch.export.export(model, (torch.randn(2, 4),)).module()
+    prepared = prepare_pt2e(exported, get_backend("xnnpack").quantizer())
+    with pytest.raises(UnknownNameError) as caught:
+        explain(prepared, "dropot")
+    assert caught.value.hint.startswith("the nearest: dropout")
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), torch.export.export(nn.ReLU(), (torch.ones(1),)).module()])
