@@ -70,7 +70,7 @@ def decisions_as_data(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
             "module": decision.module,
             "source": decision.source,
             "kernel": decision.kernel or None,
-            "nearest": None if decision.nearest is None else attrs.asdict(decision.nearest),
+            "nearest": [attrs.asdict(miss) for miss in (decision.nearest,) if miss is not None],
         }
         for decision in decisions
     ]

@@ -102,8 +102,10 @@ def test_the_nearest_miss_is_said_at_every_stage_and_by_quantize(quantized: str,
         lowbit("quantize", "models:block", *PRESET, "--calibration", "models:batches", "--json").stdout
     )
     near = {each["node"]: each["nearest"] for each in data["operators"]}
-    assert near["add"]["pattern"] == "conv2d-add-relu"
-    assert near["conv2d"] is None
+    assert [miss["pattern"] for miss in near["add"]] == ["conv2d-add-relu"]
+    assert near["conv2d"] == []
+    explained = json.loads(lowbit("explain", "graphs/lowered.lowbit", "--json").stdout)
+    assert near == {each["node"]: each["nearest"] for each in explained["operators"]}, "the same form"
 
 
 def test_pointwise_operators_have_one_reason(quantized: str, lowbit: Any) -> None:
