@@ -26,7 +26,7 @@ from .schema import HigherOrderOperator, OpOverload, operator_name
 from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from .verifiers import is_observer
 
-__all__ = ["Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of", "written_targets"]
+__all__ = ["Enter", "Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of", "written_targets"]
 
 _aten = torch.ops.aten
 
@@ -44,6 +44,8 @@ Watch: TypeAlias = Callable[[Node, Any], Any]
 """Sees each node's value as it is found; what it returns is what the nodes behind read."""
 Recall: TypeAlias = Callable[[Node], Any]
 """The value of a node if it need not be computed; ``NotImplemented`` if it must."""
+Enter: TypeAlias = Callable[[str, GraphModule, tuple[Any, ...]], Any]
+"""Runs a body of ``cond`` and the like: its name, its graph and its operands; returns its results."""
 
 
 @attrs.frozen(eq=False)
@@ -102,6 +104,7 @@ def run_exactly(
     observers: Observers = Observers.IDENTITY,
     watch: Watch | None = None,
     recall: Recall | None = None,
+    enter: Enter | None = None,
     memory: Memory | None = None,
 ) -> Any:
     """What ``gm`` returns for ``inputs``, computed in float64. Nothing of ``gm`` or ``inputs`` is changed.
@@ -121,6 +124,8 @@ def run_exactly(
         observers: what observers mean.
         watch: sees the values of all nodes of ``gm`` itself, in order.
         recall: knows values of nodes of ``gm`` itself from a run before.
+        enter: runs the bodies of ``gm``, each time that one is called, by this function or as it likes; None
+            is this function.
         memory: of runs before, if they met the same tensors.
 
     Returns:
@@ -130,7 +135,7 @@ def run_exactly(
         UnsupportedError: the graph calls a module that is no observer.
     """
     with torch.no_grad():
-        oracle = _Oracle(gm, observers, watch, recall, memory or Memory())
+        oracle = _Oracle(gm, observers, memory or Memory(), watch=watch, recall=recall, enter=enter)
         return oracle.run(*pytree.tree_map(_exact_copy, inputs))
 
 
@@ -160,15 +165,18 @@ class _Oracle(Interpreter):
         self,
         gm: GraphModule,
         observers: Observers,
+        memory: Memory,
+        *,
         watch: Watch | None,
         recall: Recall | None,
-        memory: Memory,
+        enter: Enter | None,
     ) -> None:
         super().__init__(gm)
         self._gm = gm
         self._observers = observers
         self._watch = watch
         self._recall = recall
+        self._enter = enter or self._run_body
         self._memory = memory
         self._qparams: dict[int, Any] = {}
         self._written = written_targets(gm.graph)
@@ -223,8 +231,7 @@ class _Oracle(Interpreter):
     def _attribute(self, node: Node) -> Any:
         value = get_attribute(self._gm, str(node.target))
         if isinstance(value, GraphModule):
-            # The body of a control flow operator.
-            return lambda *inputs: _Oracle(value, self._observers, None, None, Memory()).run(*inputs)
+            return lambda *operands: self._enter(str(node.target), value, operands)
         if str(node.target) in self._written:
             # One of all that read it, so that they see what one of them writes.
             return self._copies.setdefault(str(node.target), _exact_copy(value))
@@ -232,6 +239,9 @@ class _Oracle(Interpreter):
             # In float64 where something is computed of it: a weight that is only quantized never is.
             return value.detach()
         return value
+
+    def _run_body(self, _: str, body: GraphModule, operands: tuple[Any, ...]) -> Any:
+        return run_exactly(body, *operands, observers=self._observers)
 
     def _module(self, node: Node) -> Any:
         module: Any = get_attribute(self._gm, str(node.target))

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from ..ir import quantized_decomposed as qd
 from ..ir.aliasing import is_write
+from ..ir.operators import is_pointwise
 from ..ir.schema import OpOverload, argument, operator_name, signature
 from .bf16_operators import COMPUTE_IN_BFLOAT16, MOVE_VALUES, PROMOTE, RECURRENT, STAY_FLOAT32
 
@@ -78,7 +79,9 @@ def _rule(
     if name in MOVE_VALUES and not is_written(node) and target is not _aten.view.dtype:
         read_as_bfloat16 = node.users and all(rules.get(user) is Rule.BFLOAT16 for user in node.users)
         return Rule.BFLOAT16 if read_as_bfloat16 else Rule.AS_GIVEN
-    return Rule.AS_GIVEN if _is_pointwise(target) or name in PROMOTE else Rule.SAME
+    # Not all that is pointwise promotes: PReLU, which torch does not tag so, takes one dtype.
+    promotes = torch.Tag.pointwise in target.tags or name in PROMOTE
+    return Rule.AS_GIVEN if promotes else Rule.SAME
 
 
 def _must_stay(node: Node, target: OpOverload) -> bool:
@@ -89,11 +92,6 @@ def _must_stay(node: Node, target: OpOverload) -> bool:
     return any(source.target is qd.CONVERT_ELEMENT_TYPE for source in node.all_input_nodes)
 
 
-def _is_pointwise(target: OpOverload) -> bool:
-    """Whether ``target`` computes each element of its result from one element of each input."""
-    return torch.Tag.pointwise in target.tags
-
-
 def _is_requantized(node: Node, requantized: set[Node]) -> bool:
     """Whether the result of ``node`` is only ever seen quantized, and a kernel may compute it so."""
     target = node.target
@@ -101,17 +99,11 @@ def _is_requantized(node: Node, requantized: set[Node]) -> bool:
         return False
     readers = tuple(node.users)
     if not all(reader.target is qd.QUANTIZE_PER_TENSOR for reader in readers) and not (
-        len(readers) == 1 and readers[0] in requantized and _is_post_operator(readers[0])
+        len(readers) == 1 and readers[0] in requantized and is_pointwise(readers[0].target)
     ):
         return False
     if operator_name(target)[1] in COMPUTE_IN_BFLOAT16:
         with_weight = "weight" in signature(target).positional
         return with_weight and all(map(qd.is_dequantize, (node.args[0], argument(node, "weight"))))
     computed = sum(not qd.is_dequantize(n) and n.op != "get_attr" for n in node.all_input_nodes)
-    return _is_post_operator(node) and computed == 1
-
-
-def _is_post_operator(node: Node) -> bool:
-    return isinstance(node.target, OpOverload) and (
-        _is_pointwise(node.target) or node.target is _aten.hardswish.default
-    )
+    return is_pointwise(target) and computed == 1

@@ -10,7 +10,8 @@ Both graphs are run in float64. Values are compared where the graphs have a tens
 - the results.
 
 Behind such a point the second run goes on with the value of the first. So differences do not add up over a
-deep model, and a contract is about one rewrite, not about all together.
+deep model, and a contract is about one rewrite, not about all together. Bodies of ``cond`` and of loops are
+compared so themselves, each time that they run.
 
 What a graph says is stored in bfloat16 is not rounded in either run: a pass keeps the real function that a
 graph stands for, and what is rounded where is then no matter of which of two values is next to a tie. Kernels
@@ -34,14 +35,18 @@ from ..ir.oracle import run_exactly
 from .contracts import Contract
 from .roundings import Values, difference
 from .traces import (
+    BodyRun,
     Call,
     Trace,
+    body_runs,
     calls_of,
     meaning_of_observers,
     overwritten,
     results_of,
     take_trace,
+    trace_run,
     versions_of,
+    with_open_bodies,
     written_in_place,
 )
 
@@ -67,6 +72,21 @@ def check_contract(
 
 def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract) -> Trace:
     """As :func:`check_contract`, with a graph that was run before; returns the run of ``after``."""
+    return _check(before, with_open_bodies(after), inputs, contract, "")[0]
+
+
+def _check(
+    before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract, within: str
+) -> tuple[Trace, Any]:
+    """The run of ``after``, whose bodies are open, and what it returns.
+
+    Args:
+        before: the run before the pass.
+        after: the graph after it.
+        inputs: the arguments of both.
+        contract: how far values may be apart.
+        within: which body ``after`` is, in words; "" for the model.
+    """
     rounds = contract.is_narrow
     calls, writes = calls_of(after), written_in_place(after)
     in_common = _points_in_common(before, after.graph, calls, with_constants=rounds)
@@ -104,7 +124,7 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
         wrong = difference(got, want, contract, of_rounded=bool(writes))
         if wrong is not None:
             raise ContractError(
-                f"%{node.name} is not what %{counterpart} was before the pass: {wrong}",
+                f"%{node.name}{within} is not what %{counterpart} was before the pass: {wrong}",
                 where=locate(node),
                 hint=f"the contract of the pass is: {contract}; dump what it changed with DiffToFolder",
             )
@@ -121,12 +141,27 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
             passed_on[node.name] = before.passed_on[counterpart]
         return passed_on[node.name]
 
-    run_exactly(after, *inputs, observers=before.observers, watch=watch, recall=recall, memory=before.memory)
+    def run_body(which: BodyRun, body: GraphModule, operands: tuple[Any, ...]) -> tuple[Trace, Any]:
+        known = before.inside.get(which)
+        if known is None:  # the other branch, or a step that was not taken: the caller's result tells
+            return trace_run(body, operands, before.observers)
+        return _check(known, body, operands, contract, f" in the body {which[0]}{within}")
+
+    inside, enter = body_runs(run_body)
+    result = run_exactly(
+        after,
+        *inputs,
+        observers=before.observers,
+        watch=watch,
+        recall=recall,
+        enter=enter,
+        memory=before.memory,
+    )
     # What was written to later is then what it is in the end.
     for node, counterpart in results:
         if node not in in_common:
             compare(node, counterpart)
-    return Trace(
+    trace = Trace(
         values,
         passed_on,
         calls,
@@ -135,8 +170,10 @@ def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contra
         writes,
         overwritten(values, versions),
         before.memory,
+        inside,
         rounds,
     )
+    return trace, result
 
 
 def _was_stored_so(before: Trace, node: Node) -> bool:
@@ -203,6 +240,8 @@ def _points_in_common(
         if (n.op != "get_attr" and _is_computed(before, name))
         or (with_constants and n.op == "get_attr" and not _is_computed(before, name))
     }
+    bodies = {n for n in found if isinstance(calls[n.name].constant, GraphModule)}
+    found = {n: name for n, name in found.items() if n not in bodies}
     # But a weight that is observed is what it was when it was computed at every call: compared before it is
     # quantized, the roundings of the constant take none of its integers to the other side of half a step.
     return {**observed, **found}

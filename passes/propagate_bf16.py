@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 
 from ..ir.aliasing import is_write, written_inputs, written_memory
 from ..ir.attributes import delete_unused
+from ..ir.bodies import is_body, opened_bodies
 from ..ir.inputs import replace_inputs
 from ..ir.stages import Stage
 from .base import PassContext
@@ -59,9 +60,10 @@ class PropagateBf16:
     The values are those of autocast bit for bit, except that
 
     - results that are quantized again are not rounded to bfloat16 first (see above),
-    - the recurrent operators, operators of other namespaces, what reads a tensor sent through float16, and
-      the bodies of ``cond`` and the like compute in the dtypes they were exported in (``stays-float32`` in
-      the ledger),
+    - the recurrent operators, operators of other namespaces and what reads a tensor sent through float16
+      compute in the dtypes they were exported in (``stays-float32`` in the ledger),
+    - what goes into the bodies of ``cond``, ``while_loop``, ``scan`` and ``map`` and comes out of them keeps
+      its dtype; in them the rules are the same. Other bodies stay as they are (``stays-float32``, too),
     - where torch refuses a mix of dtypes or has no bfloat16 kernel, autocast raises; here they are brought to
       the widest dtype, or to float32,
     - finite literals and constants beyond bfloat16's range, masks of ``finfo(float32).min`` say, become its
@@ -69,7 +71,7 @@ class PropagateBf16:
     - outputs are cast back to the dtype they had.
 
     Args:
-        keep_output_dtype: cast the graph's outputs back to the dtype they had; False leaves those in bfloat16
+        keep_output_dtype: cast the model's outputs back to the dtype they had; False leaves those in bfloat16
             that are computed in it.
 
     Raises:
@@ -82,10 +84,12 @@ class PropagateBf16:
     requires: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT, Stage.QDQ})
     ensures: ClassVar[Stage | None] = None
     contract: ClassVar[Contract | None] = ROUNDED_TO_BF16
+    bodies: ClassVar[bool] = True
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """See :class:`~lowbit.passes.base.Pass`."""
-        changed = _Propagation(gm, context).run(self.keep_output_dtype)
+        # A body's caller counts on the dtypes of what it returns, as do the other branch and the next step.
+        changed = _Propagation(gm, context).run(self.keep_output_dtype or is_body(gm))
         if changed:
             delete_unused(gm)
         return changed
@@ -101,6 +105,7 @@ class _Propagation:
         self.plan = make_plan(gm.graph, self.is_written)
         self.values = Values(gm)
         self.casts = Casts(gm, self.values, self.is_written)
+        self.entered = {body.caller for body in opened_bodies(gm) if body.owner is gm}
         self.changed = False
 
     def run(self, keep_output_dtype: bool) -> bool:
@@ -139,6 +144,7 @@ class _Propagation:
         # Why an operator is not quantized, if that is known, says more.
         if (
             node.op == "call_function"
+            and node not in self.entered
             and node not in self.context.ledger
             and self.values.floating_inputs(node)
         ):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -16,23 +17,34 @@ from ..ir.aliasing import written_memory
 from ..ir.attributes import find_attribute
 from ..ir.clone import clone_graph_module
 from ..ir.meta import QAT_KEY
-from ..ir.oracle import Memory, Observers, run_exactly, version_of, written_targets
-from ..ir.schema import OpOverload, signature
+from ..ir.open_bodies import open_bodies
+from ..ir.oracle import Enter, Memory, Observers, run_exactly, version_of, written_targets
+from ..ir.schema import HigherOrderOperator, OpOverload, signature
 from ..ir.stages import Stage, get_stage
 from ..ir.train_eval import switch_to_evaluation
 
 __all__ = [
+    "BodyRun",
     "Call",
     "Read",
+    "RunBody",
     "Trace",
+    "body_runs",
     "calls_of",
     "meaning_of_observers",
     "overwritten",
     "results_of",
     "take_trace",
+    "trace_run",
     "versions_of",
+    "with_open_bodies",
     "written_in_place",
 ]
+
+BodyRun: TypeAlias = tuple[str, int]
+"""A run of a body: its name, and how often it had run before."""
+RunBody: TypeAlias = Callable[[BodyRun, GraphModule, tuple[Any, ...]], "tuple[Trace, Any]"]
+"""Runs a body on operands; returns the run and its results."""
 
 
 @attrs.frozen
@@ -89,6 +101,7 @@ class Trace:
         in_place: the names of values whose memory operators write into.
         overwritten: the names of values that are others now than when they were read.
         memory: what was quantized, and is not to be again.
+        inside: the runs of bodies of ``cond`` and the like.
         is_rounded: whether values were rounded to the narrow dtype that they are stored in, as they are where
             a pass is checked that brings it in. Passes are compared with runs that are not.
     """
@@ -101,6 +114,7 @@ class Trace:
     in_place: frozenset[str]
     overwritten: frozenset[str]
     memory: Memory
+    inside: Mapping[BodyRun, Trace] = attrs.field(factory=dict[BodyRun, "Trace"])
     is_rounded: bool = False
 
 
@@ -112,6 +126,11 @@ def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> 
     if observers is Observers.QUANTIZE and gm.meta.get(QAT_KEY):
         gm = clone_graph_module(gm)
         switch_to_evaluation(gm)
+    return trace_run(with_open_bodies(gm), inputs, observers)[0]
+
+
+def trace_run(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> tuple[Trace, Any]:
+    """As :func:`take_trace`, of a graph whose bodies are open; with what it returns."""
     values: dict[str, Any] = {}
     versions: dict[str, list[int]] = {}
     writes, memory = written_in_place(gm), Memory()
@@ -122,9 +141,34 @@ def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> 
             versions[node.name] = versions_of(value)
         return value
 
-    run_exactly(gm, *inputs, observers=observers, watch=watch, memory=memory)
+    inside, enter = body_runs(lambda _, body, operands: trace_run(body, operands, observers))
+    result = run_exactly(gm, *inputs, observers=observers, watch=watch, enter=enter, memory=memory)
     written = overwritten(values, versions)
-    return Trace(values, values, calls_of(gm), results_of(gm), observers, writes, written, memory)
+    calls = calls_of(gm)
+    return Trace(values, values, calls, results_of(gm), observers, writes, written, memory, inside), result
+
+
+def with_open_bodies(gm: GraphModule) -> GraphModule:
+    """``gm``; if it runs bodies, a copy where these have their weights as attributes, as passes see them."""
+    if not any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
+        return gm
+    copy = clone_graph_module(gm)
+    open_bodies(copy)
+    return copy
+
+
+def body_runs(run: RunBody) -> tuple[dict[BodyRun, Trace], Enter]:
+    """Where the runs of a graph's bodies will be, and how the oracle enters one: by ``run``."""
+    found: dict[BodyRun, Trace] = {}
+    count: Counter[str] = Counter()
+
+    def enter(name: str, body: GraphModule, operands: tuple[Any, ...]) -> Any:
+        which = name, count[name]
+        count[name] += 1
+        found[which], result = run(which, body, operands)
+        return result
+
+    return found, enter
 
 
 def meaning_of_observers(gm: GraphModule) -> Observers:

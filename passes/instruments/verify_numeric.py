@@ -34,7 +34,7 @@ class VerifyNumeric:
 
     Raises (from the verb that runs the passes):
         ContractError: a pass changed numbers by more than its contract allows; it names the pass and the
-            first node where it did.
+            first node where it did, in bodies of ``cond`` and of loops too.
     """
 
     inputs: Sequence[Any]

@@ -444,22 +444,6 @@ def test_recurrent_operators_are_left(exported: Export) -> None:
     assert new(x).dtype is FLOAT32
 
 
-class Branches(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        z = x @ y
-        (w,) = torch.cond(x.sum() > 0, lambda a, b: (a @ b,), lambda a, b: (a - b,), (z, y))
-        return w @ y
-
-
-def test_bodies_of_control_flow_are_left(exported: Export) -> None:
-    x, y = torch.ones(4, 4), torch.randn(4, 4)
-    gm, context = exported(Branches(), x, y), PassContext()
-    new = PassManager().run(gm, Pipeline((PropagateBf16(),)), context)
-    assert [d.reason for d in context.ledger.decisions] == ["stays-float32"]
-    wanted = ((x.bfloat16() @ y.bfloat16()).float() @ y).bfloat16() @ y.bfloat16()
-    assert torch.equal(new(x, y), wanted.float())
-
-
 def test_assertions_of_dtypes_follow(export: Export) -> None:
     x = torch.randn(4, 4)
     gm = export(Function(lambda x: (x @ x).to(torch.float64)), x)
