@@ -138,12 +138,12 @@ def _on_integers(call: KernelCall, moves: Node) -> Node:
     for same in integers[dequantized[0]].users:
         # Several results of one call are picked one by one.
         if same is not new and (same.target, same.args, same.kwargs) == (new.target, new.args, new.kwargs):
-            # Equal calls may stand apart, and what reads the first of them before the second.
-            first, second = (same, new) if same < new else (new, same)
-            first.meta = same.meta
-            second.replace_all_uses_with(first)
-            call.graph.erase_node(second)
-            return first
+            if new < same:
+                # Equal calls may stand apart, and what reads the first of them before the second. The one
+                # that was there stays, as its name was told.
+                new.prepend(same)
+            call.graph.erase_node(new)
+            return same
     return new
 
 

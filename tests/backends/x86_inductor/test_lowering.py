@@ -507,6 +507,22 @@ def test_equal_movements_of_one_tensor_apart_from_each_other() -> None:
         assert torch.equal(got, want)
 
 
+def test_equal_movements_run_at_the_call_that_is_left(run_flow: RunFlow) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.a(x)
+            return self.b(torch.cat([y, y])), self.c(torch.cat([y, y]))
+
+    flow = run_flow(Twice(), torch.randn(2, 4))
+    (left,) = flow.lowered.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+    assert [flow.decision(name).runs_at for name in ("cat", "cat_1")] == [left.name] * 2
+    assert flow.difference() < ROUNDING
+
+
 @pytest.mark.parametrize(
     "pool",
     [
