@@ -9,6 +9,7 @@ the rounding of constants that passes computed.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -44,8 +45,9 @@ Watch: TypeAlias = Callable[[Node, Any], Any]
 """Sees each node's value as it is found; what it returns is what the nodes behind read."""
 Recall: TypeAlias = Callable[[Node], Any]
 """The value of a node if it need not be computed; ``NotImplemented`` if it must."""
-Enter: TypeAlias = Callable[[str, GraphModule, tuple[Any, ...]], Any]
-"""Runs a body of ``cond`` and the like: its name, its graph and its operands; returns its results."""
+Enter: TypeAlias = Callable[[Node, str, GraphModule, tuple[Any, ...]], Any]
+"""Runs a body for ``cond`` and the like: their call, the body's name, its graph, and what it is run on;
+returns its results."""
 
 
 @attrs.frozen(eq=False)
@@ -106,6 +108,7 @@ def run_exactly(
     recall: Recall | None = None,
     enter: Enter | None = None,
     memory: Memory | None = None,
+    copies_inputs: bool = True,
 ) -> Any:
     """What ``gm`` returns for ``inputs``, computed in float64. Nothing of ``gm`` or ``inputs`` is changed.
 
@@ -127,6 +130,8 @@ def run_exactly(
         enter: runs the bodies of ``gm``, each time that one is called, by this function or as it likes; None
             is this function.
         memory: of runs before, if they met the same tensors.
+        copies_inputs: False for a body, which is run on what its caller has: what it writes into that is the
+            caller's to see.
 
     Returns:
         What ``forward`` returns; its float tensors are float64.
@@ -136,7 +141,7 @@ def run_exactly(
     """
     with torch.no_grad():
         oracle = _Oracle(gm, observers, memory or Memory(), watch=watch, recall=recall, enter=enter)
-        return oracle.run(*pytree.tree_map(_exact_copy, inputs))
+        return oracle.run(*(pytree.tree_map(_exact_copy, inputs) if copies_inputs else inputs))
 
 
 def _exact(value: Any) -> Any:
@@ -176,7 +181,7 @@ class _Oracle(Interpreter):
         self._observers = observers
         self._watch = watch
         self._recall = recall
-        self._enter = enter or self._run_body
+        self._enter = enter
         self._memory = memory
         self._qparams: dict[int, Any] = {}
         self._written = written_targets(gm.graph)
@@ -205,13 +210,13 @@ class _Oracle(Interpreter):
         meaning = _MEANINGS.get(target)
         if meaning is None and isinstance(target, OpOverload) and operator_name(target)[0] != "aten":
             return _exact(self._as_it_is(node))
+        if isinstance(target, HigherOrderOperator):
+            return _exact(self._call_with_bodies(node))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         if target in _REMEMBERED:
             return self._memory.compute(target, *args)
         if meaning is not None:
             return meaning(*args)
-        if isinstance(target, HigherOrderOperator):
-            return _exact(target(*_exact(args), **_exact(kwargs)))
         args, kwargs = map_aggregate((args, kwargs), _exact_argument)
         return _exact(target(*args, **kwargs))
 
@@ -230,8 +235,6 @@ class _Oracle(Interpreter):
 
     def _attribute(self, node: Node) -> Any:
         value = get_attribute(self._gm, str(node.target))
-        if isinstance(value, GraphModule):
-            return lambda *operands: self._enter(str(node.target), value, operands)
         if str(node.target) in self._written:
             # One of all that read it, so that they see what one of them writes.
             return self._copies.setdefault(str(node.target), _exact_copy(value))
@@ -240,8 +243,22 @@ class _Oracle(Interpreter):
             return value.detach()
         return value
 
-    def _run_body(self, _: str, body: GraphModule, operands: tuple[Any, ...]) -> Any:
-        return run_exactly(body, *operands, observers=self._observers)
+    def _call_with_bodies(self, node: Node) -> Any:
+        """The result of an operator that runs bodies."""
+
+        def read(source: Node) -> Any:
+            value = self.env[source]
+            if isinstance(value, GraphModule):
+                return functools.partial(self._run_body, node, str(source.target), value)
+            return _exact(value)
+
+        target: Any = node.target
+        return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+
+    def _run_body(self, caller: Node, name: str, body: GraphModule, *operands: Any) -> Any:
+        if self._enter is not None:
+            return self._enter(caller, name, body, operands)
+        return run_exactly(body, *operands, observers=self._observers, copies_inputs=False)
 
     def _module(self, node: Node) -> Any:
         module: Any = get_attribute(self._gm, str(node.target))

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -72,11 +73,49 @@ def check_contract(
 
 def check_trace(before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract) -> Trace:
     """As :func:`check_contract`, with a graph that was run before; returns the run of ``after``."""
-    return _check(before, with_open_bodies(after), inputs, contract, "")[0]
+    opened = with_open_bodies(after)
+    return _check(before, opened, inputs, _Pairing.of(before, opened, contract), contract)[0]
+
+
+@attrs.frozen(eq=False)
+class _Pairing:
+    """What a graph is, and what it has in common with what it was: the same each time that it runs.
+
+    Args:
+        calls: what its nodes are.
+        writes: the names of values whose memory it writes into.
+        in_common: node of the graph now → name of the node that had its value before.
+        results: of the nodes that it returns.
+        place: which body it is, in words; "" for the model.
+    """
+
+    calls: Mapping[str, Call]
+    writes: frozenset[str]
+    in_common: Mapping[Node, str]
+    results: Sequence[tuple[Node, str]]
+    place: str
+
+    @staticmethod
+    def of(before: Trace, after: GraphModule, contract: Contract, place: str = "") -> _Pairing:
+        calls, writes = calls_of(after), written_in_place(after)
+        in_common = _points_in_common(before, after.graph, calls, with_constants=contract.is_narrow)
+        results: list[tuple[Node, str]] = []
+        if len(nodes := after.graph.output_node().all_input_nodes) == len(before.results):
+            results += zip(nodes, before.results, strict=True)
+        _join(in_common, results)
+        written = writes | before.in_place
+        in_common = {n: name for n, name in in_common.items() if written.isdisjoint((n.name, name))}
+        return _Pairing(calls, writes, in_common, results, place)
 
 
 def _check(
-    before: Trace, after: GraphModule, inputs: Sequence[Any], contract: Contract, within: str
+    before: Trace,
+    after: GraphModule,
+    inputs: Sequence[Any],
+    pairing: _Pairing,
+    contract: Contract,
+    *,
+    first: Trace | None = None,
 ) -> tuple[Trace, Any]:
     """The run of ``after``, whose bodies are open, and what it returns.
 
@@ -84,18 +123,12 @@ def _check(
         before: the run before the pass.
         after: the graph after it.
         inputs: the arguments of both.
+        pairing: of the two.
         contract: how far values may be apart.
-        within: which body ``after`` is, in words; "" for the model.
+        first: the first run of ``after``, if it is a body and this is another: its constants were compared.
     """
     rounds = contract.is_narrow
-    calls, writes = calls_of(after), written_in_place(after)
-    in_common = _points_in_common(before, after.graph, calls, with_constants=rounds)
-    results: list[tuple[Node, str]] = []
-    if len(nodes := after.graph.output_node().all_input_nodes) == len(before.results):
-        results += zip(nodes, before.results, strict=True)
-    _join(in_common, results)
-    written = writes | before.in_place
-    in_common = {n: name for n, name in in_common.items() if written.isdisjoint((n.name, name))}
+    calls, writes, in_common = pairing.calls, pairing.writes, pairing.in_common
     values: dict[str, Any] = {}
     passed_on: dict[str, Any] = {}
     versions: dict[str, list[int]] = {}
@@ -103,7 +136,10 @@ def _check(
     def recall(node: Node) -> Any:
         """Its value before, where the same was called, of the same tensors."""
         call, old = calls[node.name], before.calls.get(node.name)
-        if old is None or not call.is_as(old) or (writes and call.constant is None):
+        # What a body is handed need not be what it was.
+        if node.op == "placeholder" or old is None or not call.is_as(old):
+            return NotImplemented
+        if writes and call.constant is None:
             return NotImplemented
         if not before.overwritten.isdisjoint((node.name, *old.sources)):
             return NotImplemented
@@ -124,28 +160,39 @@ def _check(
         wrong = difference(got, want, contract, of_rounded=bool(writes))
         if wrong is not None:
             raise ContractError(
-                f"%{node.name}{within} is not what %{counterpart} was before the pass: {wrong}",
+                f"%{node.name}{pairing.place} is not what %{counterpart} was before the pass: {wrong}",
                 where=locate(node),
                 hint=f"the contract of the pass is: {contract}; dump what it changed with DiffToFolder",
             )
 
     def watch(node: Node, value: Any) -> Any:
-        if rounds and node.name not in writes and not _was_stored_so(before, node):
-            value = _as_stored(node, value, contract.dtype)
-        values[node.name] = passed_on[node.name] = value
+        if first is not None and calls[node.name].constant is not None:
+            values[node.name], passed_on[node.name] = first.values[node.name], first.passed_on[node.name]
+        else:
+            if rounds and node.name not in writes and not _was_stored_so(before, node):
+                value = _as_stored(node, value, contract.dtype)
+            values[node.name] = passed_on[node.name] = value
+            counterpart = in_common.get(node)
+            if counterpart is not None:
+                compare(node, counterpart)
+                passed_on[node.name] = before.passed_on[counterpart]
         if writes:
-            versions[node.name] = versions_of(value)
-        counterpart = in_common.get(node)
-        if counterpart is not None:
-            compare(node, counterpart)
-            passed_on[node.name] = before.passed_on[counterpart]
+            versions[node.name] = versions_of(values[node.name])
         return passed_on[node.name]
 
-    def run_body(which: BodyRun, body: GraphModule, operands: tuple[Any, ...]) -> tuple[Trace, Any]:
+    pairings: dict[tuple[str, str], _Pairing] = {}
+
+    def run_body(
+        which: BodyRun, body: GraphModule, operands: tuple[Any, ...], first: Trace | None
+    ) -> tuple[Trace, Any]:
         known = before.inside.get(which)
         if known is None:  # the other branch, or a step that was not taken: the caller's result tells
-            return trace_run(body, operands, before.observers)
-        return _check(known, body, operands, contract, f" in the body {which[0]}{within}")
+            return trace_run(body, operands, before.observers, is_body=True, first=first)
+        caller, name, _ = which
+        if (caller, name) not in pairings:
+            place = f" in the body {name}{pairing.place}"
+            pairings[caller, name] = _Pairing.of(known, body, contract, place)
+        return _check(known, body, operands, pairings[caller, name], contract, first=first)
 
     inside, enter = body_runs(run_body)
     result = run_exactly(
@@ -156,9 +203,10 @@ def _check(
         recall=recall,
         enter=enter,
         memory=before.memory,
+        copies_inputs=not pairing.place,
     )
     # What was written to later is then what it is in the end.
-    for node, counterpart in results:
+    for node, counterpart in pairing.results:
         if node not in in_common:
             compare(node, counterpart)
     trace = Trace(
@@ -222,6 +270,8 @@ def _points_in_common(
     for node in graph.nodes:
         old = before.calls.get(node.name)
         if old is not None and old.called == (node.op, node.target):
+            if node.op == "placeholder":
+                found.setdefault(node, node.name)
             sources = list(zip(node.all_input_nodes, old.sources, strict=False))
             if len(node.all_input_nodes) == len(old.sources):
                 # What was there before, as it is now, is not what was read: the node reads other things.

@@ -15,8 +15,11 @@ from torch.fx.node import map_aggregate
 
 from ..ir.aliasing import is_write, written_inputs, written_memory
 from ..ir.attributes import delete_unused
-from ..ir.bodies import is_body, opened_bodies
+from ..ir.bodies import is_body
+from ..ir.control_flow import bodies
 from ..ir.inputs import replace_inputs
+from ..ir.meta import BODY_KEY
+from ..ir.operators import is_float_operator
 from ..ir.stages import Stage
 from .base import PassContext
 from .bf16_casts import Casts
@@ -105,7 +108,9 @@ class _Propagation:
         self.plan = make_plan(gm.graph, self.is_written)
         self.values = Values(gm)
         self.casts = Casts(gm, self.values, self.is_written)
-        self.entered = {body.caller for body in opened_bodies(gm) if body.owner is gm}
+        inside = [body for body in bodies(gm) if body.owner is gm]
+        left = {b.caller for b in inside if not b.module.meta.get(BODY_KEY) and _computes_floats(b.module)}
+        self.entered = {b.caller for b in inside} - left
         self.changed = False
 
     def run(self, keep_output_dtype: bool) -> bool:
@@ -213,6 +218,10 @@ class _Propagation:
         # FX types the results as arguments of any form; they have the form of what is mapped.
         node.args = map_aggregate(node.args, saturated)  # pyright: ignore[reportAttributeAccessIssue]
         node.kwargs = map_aggregate(node.kwargs, saturated)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _computes_floats(body: GraphModule) -> bool:
+    return any(map(is_float_operator, body.graph.nodes))
 
 
 def _may_stay(node: Node) -> bool:

@@ -41,10 +41,11 @@ __all__ = [
     "written_in_place",
 ]
 
-BodyRun: TypeAlias = tuple[str, int]
-"""A run of a body: its name, and how often it had run before."""
-RunBody: TypeAlias = Callable[[BodyRun, GraphModule, tuple[Any, ...]], "tuple[Trace, Any]"]
-"""Runs a body on operands; returns the run and its results."""
+BodyRun: TypeAlias = tuple[str, str, int]
+"""A run of a body: the call, the body's name, and how often that call had run it before."""
+RunBody: TypeAlias = Callable[[BodyRun, GraphModule, tuple[Any, ...], "Trace | None"], "tuple[Trace, Any]"]
+"""Runs a body on what it is handed, after its first run, if this is not that; returns the run and its
+results."""
 
 
 @attrs.frozen
@@ -129,11 +130,28 @@ def take_trace(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> 
     return trace_run(with_open_bodies(gm), inputs, observers)[0]
 
 
-def trace_run(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> tuple[Trace, Any]:
-    """As :func:`take_trace`, of a graph whose bodies are open; with what it returns."""
+def trace_run(
+    gm: GraphModule,
+    inputs: Sequence[Any],
+    observers: Observers,
+    *,
+    is_body: bool = False,
+    first: Trace | None = None,
+) -> tuple[Trace, Any]:
+    """As :func:`take_trace`, of a graph whose bodies are open; with what it returns.
+
+    Args:
+        gm: the graph.
+        inputs: its arguments.
+        observers: what observers mean.
+        is_body: whether it is a body, whose inputs are another graph's.
+        first: the first run of ``gm``, if this is another: its constants are those, and what is made of them.
+    """
     values: dict[str, Any] = {}
     versions: dict[str, list[int]] = {}
-    writes, memory = written_in_place(gm), Memory()
+    calls = calls_of(gm) if first is None else first.calls
+    writes = written_in_place(gm) if first is None else first.in_place
+    memory = Memory() if first is None else first.memory
 
     def watch(node: Node, value: Any) -> Any:
         values[node.name] = value
@@ -141,10 +159,28 @@ def trace_run(gm: GraphModule, inputs: Sequence[Any], observers: Observers) -> t
             versions[node.name] = versions_of(value)
         return value
 
-    inside, enter = body_runs(lambda _, body, operands: trace_run(body, operands, observers))
-    result = run_exactly(gm, *inputs, observers=observers, watch=watch, enter=enter, memory=memory)
+    def recall(node: Node) -> Any:
+        if first is None or calls[node.name].constant is None:
+            return NotImplemented
+        return first.values[node.name]
+
+    def run_body(
+        _: BodyRun, body: GraphModule, operands: tuple[Any, ...], first: Trace | None
+    ) -> tuple[Trace, Any]:
+        return trace_run(body, operands, observers, is_body=True, first=first)
+
+    inside, enter = body_runs(run_body)
+    result = run_exactly(
+        gm,
+        *inputs,
+        observers=observers,
+        watch=watch,
+        recall=recall,
+        enter=enter,
+        memory=memory,
+        copies_inputs=not is_body,
+    )
     written = overwritten(values, versions)
-    calls = calls_of(gm)
     return Trace(values, values, calls, results_of(gm), observers, writes, written, memory, inside), result
 
 
@@ -160,12 +196,12 @@ def with_open_bodies(gm: GraphModule) -> GraphModule:
 def body_runs(run: RunBody) -> tuple[dict[BodyRun, Trace], Enter]:
     """Where the runs of a graph's bodies will be, and how the oracle enters one: by ``run``."""
     found: dict[BodyRun, Trace] = {}
-    count: Counter[str] = Counter()
+    count: Counter[tuple[str, str]] = Counter()
 
-    def enter(name: str, body: GraphModule, operands: tuple[Any, ...]) -> Any:
-        which = name, count[name]
-        count[name] += 1
-        found[which], result = run(which, body, operands)
+    def enter(caller: Node, name: str, body: GraphModule, operands: tuple[Any, ...]) -> Any:
+        which = (caller.name, name, count[caller.name, name])
+        count[caller.name, name] += 1
+        found[which], result = run(which, body, operands, found.get((caller.name, name, 0)))
         return result
 
     return found, enter

@@ -26,8 +26,8 @@ class VerifyNumeric:
 
         prepare_pt2e(exported, quantizer, instruments=[VerifyNumeric(example_inputs)])
 
-    Costs about one run of the model in float64 for each such pass, and keeps the values of all nodes. A batch
-    of one or two is enough.
+    Costs about one run of the model in float64 for each such pass, and keeps the values of all nodes, in
+    loops of every step. A batch of one or two is enough.
 
     Args:
         inputs: the arguments of the model, as a tuple.

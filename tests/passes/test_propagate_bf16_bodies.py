@@ -102,10 +102,11 @@ def test_products_in_bodies_compute_in_bfloat16(forward: Callable[..., Any]) -> 
     assert not {name for name in gm.state_dict() if name in read(gm)} & set(new.state_dict())
     assert not [d for d in context.ledger.decisions if d.reason == "stays-float32"]
     with torch.no_grad():
-        for wanted, found in zip(leaves(gm(X)), leaves(new(X)), strict=True):
-            assert found.dtype is FLOAT32
-            assert not torch.equal(wanted, found)
-            torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.03)
+        for x in (X, X.abs(), -X.abs()):
+            for wanted, found in zip(leaves(gm(x)), leaves(new(x)), strict=True):
+                assert found.dtype is FLOAT32
+                assert not torch.equal(wanted, found)
+                torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.03)
 
 
 def read(gm: GraphModule) -> set[str]:
@@ -166,11 +167,32 @@ def test_a_branch_gives_the_bits_of_autocast(sign: int) -> None:
 
 
 def test_outputs_in_bfloat16_are_those_of_the_model_alone() -> None:
-    new = PassManager().run(
-        floats(Layers(branches)), Pipeline((Normalize(), PropagateBf16(keep_output_dtype=False)))
-    )
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = torch.cond(x.sum() > 0, m.b, m.a, (x,))
+        return m.a(inside), inside
+
+    pipeline = Pipeline((Normalize(), PropagateBf16(keep_output_dtype=False)))
+    new = PassManager().run(floats(Layers(forward)), pipeline)
+    assert [dtype(node) for node in new.graph.output_node().all_input_nodes] == [BFLOAT16, FLOAT32]
     for body in bodies(new):
+        assert body.module.graph.find_nodes(op="call_function", target=aten.to.dtype)
         assert {dtype(node) for node in body.module.graph.output_node().all_input_nodes} == {FLOAT32}
+    with torch.no_grad():
+        assert [value.dtype for value in new(X)] == [BFLOAT16, FLOAT32]
+
+
+def test_products_in_a_condition_stay_and_that_is_said() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        start = (torch.tensor(0), x)
+        return while_loop(lambda i, y: i < 3 + m.b(y).sum().sign(), lambda i, y: (i + 1, m.a(y)), start)[1]
+
+    context = PassContext()
+    new = PassManager().run(floats(Layers(forward)), PIPELINE, context)
+    condition, body = (
+        each.module.graph.find_nodes(op="call_function", target=aten.linear.default) for each in bodies(new)
+    )
+    assert [dtype(node) for node in (*condition, *body)] == [FLOAT32, BFLOAT16]
+    assert [(d.node, d.reason) for d in context.ledger.decisions] == [("while_loop", "stays-float32")]
 
 
 def test_what_is_quantized_in_a_body_gives_bfloat16() -> None:
