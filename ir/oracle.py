@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError
 from . import quantized_decomposed as qd
+from .aliasing import aliased_inputs, is_write
 from .attributes import constants, get_attribute
 from .location import locate
 from .schema import HigherOrderOperator, OpOverload, operator_name
@@ -185,6 +186,7 @@ class _Oracle(Interpreter):
         self._memory = memory
         self._qparams: dict[int, Any] = {}
         self._written = written_targets(gm.graph)
+        self._writes = any(map(is_write, gm.graph.nodes))
         self._copies: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -218,7 +220,20 @@ class _Oracle(Interpreter):
         if meaning is not None:
             return meaning(*args)
         args, kwargs = map_aggregate((args, kwargs), _exact_argument)
-        return _exact(target(*args, **kwargs))
+        value = _exact(target(*args, **kwargs))
+        return self._apart(node, value) if self._writes else value
+
+    def _apart(self, node: Node, value: Any) -> Any:
+        """``value``, in memory of its own if the graph has it so.
+
+        A cast between two float dtypes makes a new tensor; here it would hand on the one that it reads, and
+        what is written into one of them would be in both.
+        """
+        if not isinstance(value, torch.Tensor) or aliased_inputs(node):
+            return value
+        sources = (self.env[source] for source in node.all_input_nodes)
+        storages = {x.untyped_storage().data_ptr() for x in sources if isinstance(x, torch.Tensor)}
+        return value.clone() if value.untyped_storage().data_ptr() in storages else value
 
     def _as_it_is(self, node: Node) -> Any:
         """The result of an operator in the dtypes that the graph has."""

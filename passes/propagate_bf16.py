@@ -14,15 +14,16 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from ..ir.aliasing import is_write, written_inputs, written_memory
-from ..ir.attributes import delete_unused
+from ..ir.attributes import delete_unused, nested_graph_modules
 from ..ir.bodies import is_body
 from ..ir.control_flow import bodies
 from ..ir.inputs import replace_inputs
 from ..ir.meta import BODY_KEY
-from ..ir.operators import is_float_operator
+from ..ir.schema import OpOverload, operator_name
 from ..ir.stages import Stage
 from .base import PassContext
 from .bf16_casts import Casts
+from .bf16_operators import COMPUTE_IN_BFLOAT16
 from .bf16_plan import ASSERT_METADATA, Rule, make_plan
 from .bf16_values import Values
 from .contracts import ROUNDED_TO_BF16, Contract
@@ -109,7 +110,7 @@ class _Propagation:
         self.values = Values(gm)
         self.casts = Casts(gm, self.values, self.is_written)
         inside = [body for body in bodies(gm) if body.owner is gm]
-        left = {b.caller for b in inside if not b.module.meta.get(BODY_KEY) and _computes_floats(b.module)}
+        left = {b.caller for b in inside if not b.module.meta.get(BODY_KEY) and _has_products(b.module)}
         self.entered = {b.caller for b in inside} - left
         self.changed = False
 
@@ -220,8 +221,11 @@ class _Propagation:
         node.kwargs = map_aggregate(node.kwargs, saturated)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _computes_floats(body: GraphModule) -> bool:
-    return any(map(is_float_operator, body.graph.nodes))
+def _has_products(body: GraphModule) -> bool:
+    """Whether ``body``, or a body in it, has what would compute in bfloat16."""
+    graphs = (body.graph, *(inner.graph for inner in nested_graph_modules(body)))
+    targets = (node.target for graph in graphs for node in graph.nodes)
+    return any(isinstance(t, OpOverload) and operator_name(t)[1] in COMPUTE_IN_BFLOAT16 for t in targets)
 
 
 def _may_stay(node: Node) -> bool:

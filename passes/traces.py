@@ -162,7 +162,7 @@ def trace_run(
     def recall(node: Node) -> Any:
         if first is None or calls[node.name].constant is None:
             return NotImplemented
-        return first.values[node.name]
+        return first.passed_on[node.name]
 
     def run_body(
         _: BodyRun, body: GraphModule, operands: tuple[Any, ...], first: Trace | None

@@ -164,3 +164,28 @@ def test_a_write_is_seen_by_all_that_read_the_attribute() -> None:
     gm = make(build, n=nn.Buffer(torch.zeros(())))
     assert run_exactly(gm, torch.ones(())).item() == 2.0
     assert gm.n.item() == 0.0
+
+
+def test_what_is_written_into_a_cast_is_not_in_what_was_cast() -> None:
+    """In float64 a cast from one float dtype to another has nothing to do."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.float()
+            y.add_(1)
+            return y + x.float()
+
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def inside(x: torch.Tensor) -> torch.Tensor:
+                y = x.float()
+                y.add_(1)
+                return y.tanh()
+
+            return torch.cond(x.sum() > 0, inside, lambda x: x.float() * 2, (x,)) + x.float()
+
+    x = torch.ones(3, 4, dtype=torch.bfloat16)
+    for model in (Model(), Branch()):
+        gm = torch.export.export(model, (x,)).module()
+        assert isinstance(gm, GraphModule)
+        torch.testing.assert_close(run_exactly(gm, x), model(x).double())

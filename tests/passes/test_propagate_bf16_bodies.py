@@ -181,6 +181,18 @@ def test_outputs_in_bfloat16_are_those_of_the_model_alone() -> None:
         assert [value.dtype for value in new(X)] == [BFLOAT16, FLOAT32]
 
 
+def test_a_condition_without_products_is_nothing_to_speak_of() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        start = (torch.tensor(0), x)
+        return while_loop(lambda i, y: (i < 3) & (y.abs().max() > 1e-6), lambda i, y: (i + 1, m.a(y)), start)[
+            1
+        ]
+
+    context = PassContext()
+    PassManager().run(floats(Layers(forward)), PIPELINE, context)
+    assert not context.ledger.decisions
+
+
 def test_products_in_a_condition_stay_and_that_is_said() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         start = (torch.tensor(0), x)
