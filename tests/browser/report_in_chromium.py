@@ -269,7 +269,7 @@ def test_the_keyboard_is_enough(small: Written, open_page: Open) -> None:
     page = open_page(small.path)
     when = page.locator("#when")
     page.keyboard.press("[")
-    assert when.inner_text().startswith("After emit-inductor")
+    assert when.inner_text().startswith("After merge-parallel-linears")
     page.keyboard.press("]")
     assert when.inner_text().startswith("After pack-weights")
     active = "document.querySelector('[aria-selected=true]')"
