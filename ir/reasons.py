@@ -163,7 +163,10 @@ _KERNELS: Final = {
         "the kernel adds and quantizes, and the sum is read in float",
         "quantize what reads it, as far as the reason of that lets you",
     ),
-    "accumulator-is-input": Reason("what the kernel would add into is what it reads too", _NOTHING),
+    "accumulator-is-input": Reason(
+        "the residual is its input as well: the kernel adds in place, and would overwrite what it reads",
+        _NOTHING,
+    ),
     "accumulator-dtype-differs": Reason(
         "what the kernel adds into is quantized to another dtype than the result",
         "quantize both to one dtype",
