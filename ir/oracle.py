@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -24,13 +24,12 @@ from . import quantized_decomposed as qd
 from .aliasing import aliased_inputs, is_write
 from .attributes import constants, get_attribute
 from .location import locate
+from .meanings import MEANINGS, REMEMBERED, exact, rounded
 from .schema import HigherOrderOperator, OpOverload, operator_name
 from .specs import CAST_DTYPES, PER_CHANNEL_QSCHEMES, dtype_range, storage_dtype
 from .verifiers import is_observer
 
 __all__ = ["Enter", "Memory", "Observers", "Recall", "Watch", "run_exactly", "version_of", "written_targets"]
-
-_aten = torch.ops.aten
 
 
 class Observers(enum.Enum):
@@ -76,7 +75,7 @@ class Memory:
                 and all(map(_same, old, parameters))
             ):
                 return result
-        result = _MEANINGS[target](x, *parameters)
+        result = MEANINGS[target](x, *parameters)
         # Kept with x: while it lives, no other tensor has its id.
         self._found[key] = (x, parameters, result, version_of(result))
         return result
@@ -145,13 +144,6 @@ def run_exactly(
         return oracle.run(*(pytree.tree_map(_exact_copy, inputs) if copies_inputs else inputs))
 
 
-def _exact(value: Any) -> Any:
-    """``value``, its float tensors in float64."""
-    if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
-    return pytree.tree_map_only(torch.Tensor, _exact, value)
-
-
 def _exact_copy(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
@@ -161,7 +153,7 @@ def _exact_copy(value: Any) -> Any:
 def _exact_argument(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64 if value.is_floating_point else value
-    return _exact(value) if isinstance(value, torch.Tensor) else value
+    return exact(value) if isinstance(value, torch.Tensor) else value
 
 
 class _Oracle(Interpreter):
@@ -203,24 +195,24 @@ class _Oracle(Interpreter):
             case "call_function":
                 return self._call(node)
             case "output":
-                return _exact(super().run_node(node))
+                return exact(super().run_node(node))
             case _:
                 return super().run_node(node)
 
     def _call(self, node: Node) -> Any:
         target: Any = node.target
-        meaning = _MEANINGS.get(target)
+        meaning = MEANINGS.get(target)
         if meaning is None and isinstance(target, OpOverload) and operator_name(target)[0] != "aten":
-            return _exact(self._as_it_is(node))
+            return exact(self._as_it_is(node))
         if isinstance(target, HigherOrderOperator):
-            return _exact(self._call_with_bodies(node))
+            return exact(self._call_with_bodies(node))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if target in _REMEMBERED:
+        if target in REMEMBERED:
             return self._memory.compute(target, *args)
         if meaning is not None:
             return meaning(*args)
         args, kwargs = map_aggregate((args, kwargs), _exact_argument)
-        value = _exact(target(*args, **kwargs))
+        value = exact(target(*args, **kwargs))
         return self._apart(node, value) if self._writes else value
 
     def _apart(self, node: Node, value: Any) -> Any:
@@ -265,7 +257,7 @@ class _Oracle(Interpreter):
             value = self.env[source]
             if isinstance(value, GraphModule):
                 return functools.partial(self._run_body, node, str(source.target), value)
-            return _exact(value)
+            return exact(value)
 
         target: Any = node.target
         return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
@@ -291,7 +283,7 @@ class _Oracle(Interpreter):
     def _observed(self, observer: Any, x: torch.Tensor) -> torch.Tensor:
         """``x`` quantized and dequantized as conversion will do it."""
         if observer.dtype in CAST_DTYPES:
-            return _rounded(x, observer.dtype)
+            return rounded(x, observer.dtype)
         dtype = storage_dtype(observer.dtype)
         held = dtype_range(observer.dtype)
         low, high = observer.quant_min, observer.quant_max
@@ -317,64 +309,3 @@ class _Oracle(Interpreter):
                 pair = (qd.QUANTIZE_PER_TENSOR, qd.DEQUANTIZE_PER_TENSOR)
         quantize, dequantize = pair
         return self._memory.compute(dequantize, self._memory.compute(quantize, x, *parameters), *parameters)
-
-
-def _dequantize(q: torch.Tensor, scale: Any, zero_point: Any, axis: int | None = None) -> torch.Tensor:
-    # In place and no more often than need be, as weights are large.
-    result = q.double()
-    if not isinstance(zero_point, torch.Tensor) or zero_point.any():
-        result.sub_(_spread(zero_point, q.dim(), axis))
-    return result.mul_(_spread(scale, q.dim(), axis))
-
-
-def _spread(parameter: Any, dimensions: int, axis: int | None) -> Any:
-    """A scale or zero point as a number, or as a float64 tensor along ``axis`` of one with ``dimensions``."""
-    if not isinstance(parameter, torch.Tensor):
-        return 0 if parameter is None else parameter
-    shape = [-1 if i == axis else 1 for i in range(dimensions)]
-    return parameter.double().view([] if axis is None else shape)
-
-
-def _choose(op: Any) -> Callable[..., Any]:
-    return lambda x, *rest: _exact(op(x.float(), *rest))
-
-
-def _rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return x.to(dtype).double()
-
-
-def _nothing(*_: object) -> None:
-    return None
-
-
-_GOLDEN: Final = 5**0.5 / 2 - 0.5
-
-
-def _dropout(x: torch.Tensor, p: float, train: bool) -> torch.Tensor:
-    # Nothing is drawn at random, so that runs can be compared: multiples of the golden ratio spread evenly.
-    if not train or p == 0.0:
-        return x
-    kept = (torch.arange(x.numel(), dtype=torch.float64, device=x.device) * _GOLDEN).frac_().view(
-        x.shape
-    ) >= p
-    return x.double() * kept / (1.0 - p) if p < 1.0 else x.double() * 0.0
-
-
-_MEANINGS: Final[Mapping[object, Callable[..., Any]]] = {
-    qd.QUANTIZE_PER_TENSOR: lambda x, *rest: qd.QUANTIZE_PER_TENSOR(x.float(), *rest),
-    qd.QUANTIZE_PER_TENSOR_DYNAMIC: lambda x, *rest: qd.QUANTIZE_PER_TENSOR_DYNAMIC(x.float(), *rest),
-    qd.QUANTIZE_PER_CHANNEL: lambda x, scale, *rest: qd.QUANTIZE_PER_CHANNEL(x.float(), scale.float(), *rest),
-    qd.DEQUANTIZE_PER_TENSOR: lambda q, scale, zero_point, *_: _dequantize(q, scale, zero_point),
-    qd.DEQUANTIZE_PER_TENSOR_DYNAMIC: lambda q, scale, zero_point, *_: _dequantize(q, scale, zero_point),
-    qd.DEQUANTIZE_PER_CHANNEL: lambda q, scale, zero_point, axis, *_: _dequantize(q, scale, zero_point, axis),
-    qd.CHOOSE_QPARAMS: _choose(qd.CHOOSE_QPARAMS),
-    qd.CHOOSE_QPARAMS_SYMMETRIC: _choose(qd.CHOOSE_QPARAMS_SYMMETRIC),
-    qd.CONVERT_ELEMENT_TYPE: _rounded,
-    _aten.dropout.default: _dropout,
-    # Checks of dtypes, which are others here, and of sizes, which the run itself finds.
-    _aten._assert_tensor_metadata.default: _nothing,
-    _aten._assert_scalar.default: _nothing,
-}
-"""What operators mean that do not simply run in float64; called with the positional arguments."""
-
-_REMEMBERED: Final = qd.QUANTIZE_OPS | qd.DEQUANTIZE_OPS

@@ -95,6 +95,11 @@ class _Pairing:
     results: Sequence[tuple[Node, str]]
     place: str
 
+    @property
+    def is_body(self) -> bool:
+        """Whether it is a body, which is run on what its caller has."""
+        return bool(self.place)
+
     @staticmethod
     def of(before: Trace, after: GraphModule, contract: Contract, place: str = "") -> _Pairing:
         calls, writes = calls_of(after), written_in_place(after)
@@ -203,7 +208,7 @@ def _check(
         recall=recall,
         enter=enter,
         memory=before.memory,
-        copies_inputs=not pairing.place,
+        copies_inputs=not pairing.is_body,
     )
     # What was written to later is then what it is in the end.
     for node, counterpart in pairing.results:
