@@ -223,10 +223,14 @@ class Ledger:
                 detail = "nothing reads its result in inference"
                 own[name] = attrs.evolve(entry, status="float", reason="training-only", detail=detail)
 
-    def moved(self, kernels: Mapping[str, str]) -> None:
-        """What ran at the nodes ``kernels`` runs at those that they are given, as part of larger calls."""
+    def moved(self, kernels: Mapping[str, str], kernel: str = "") -> None:
+        """What ran at the nodes ``kernels`` runs at those they are given, by ``kernel`` if it is named."""
         for entry, node in self._running_at(kernels):
-            self._own[entry.node] = attrs.evolve(entry, runs_at=self._prefix + kernels[node])
+            by = kernel or entry.kernel
+            detail = entry.detail.replace(f"runs as {entry.kernel}", f"runs as {by}", 1)
+            self._own[entry.node] = attrs.evolve(
+                entry, runs_at=self._prefix + kernels[node], kernel=by, detail=detail
+            )
 
     def noted(self, notes: Mapping[str, tuple[str, str]]) -> None:
         """Of what runs at the nodes ``notes``, what more could have been done: a code, and in words."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 from lowbit import Stage, decisions, get_stage
+from lowbit.backends.x86_inductor import linears_to_convolutions
 from lowbit.ir.control_flow import bodies
 from lowbit.ir.meta import KERNEL_KEY, ORIGIN_KEY
 from lowbit.ir.operators import is_float_operator
@@ -18,6 +19,12 @@ from torch.fx import GraphModule
 settings.register_profile("default-suite", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("nightly", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default-suite"))
+
+
+@pytest.fixture
+def linears_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linears have the kernel of linears on every CPU (see ``linears-to-convolutions``)."""
+    monkeypatch.setattr(linears_to_convolutions, "has_vnni", lambda: True)
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,7 @@ def mismatch(printed: str, shown: str) -> str | None:
     return None
 
 
+@pytest.mark.usefixtures("linears_stay")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_python_runs(page: Path, module: ModuleType) -> None:
     for output in run(page, module):

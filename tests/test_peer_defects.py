@@ -204,6 +204,7 @@ def test_specs_that_differ_in_their_observer_only() -> None:
     assert max(scales) == pytest.approx(20 / 255)
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_float_weights_do_not_stay_beside_the_quantized_ones() -> None:
     """Converted models keep the float weights beside the int8 ones in ``state_dict`` (dotted names)."""
     model = nn.Sequential(nn.Sequential(conv(), nn.ReLU()), nn.Flatten(), nn.Linear(144, 3))
@@ -260,6 +261,7 @@ def test_blocks_that_call_one_relu_twice(strict: bool) -> None:
     assert_close(model, converted, X, steps=8)
 
 
+@pytest.mark.usefixtures("linears_stay")
 @BOTH_EXPORTS
 def test_modules_called_several_times(strict: bool) -> None:
     """A reused conv, linear or ReLU module ("more than one output node")."""
@@ -438,6 +440,7 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
+@pytest.mark.usefixtures("linears_stay")
 @pytest.mark.parametrize("form", FORMS)
 def test_strict_and_non_strict_export_quantize_the_same(form: str) -> None:
     """``F.linear``, ``F.conv2d`` and Linear subclasses under non-strict export; 5 quantize nodes or 3."""
@@ -529,6 +532,7 @@ def test_the_branches_of_cond_say_so_too() -> None:
     assert made["linear"].status == "quantized"
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_the_branches_of_cond_are_quantized() -> None:
     """``cond`` branches are left float."""
     model = Body(

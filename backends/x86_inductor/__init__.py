@@ -8,6 +8,7 @@ from ..registry import register_backend
 from .checks import look_at_cpu
 from .cpu import has_vnni, is_x86
 from .keep_faster_float import KeepFasterFloat
+from .linears_to_convolutions import LinearsToConvolutions
 from .merge_parallel_linears import MergeParallelLinears
 from .patterns import PATTERNS
 from .presets import PRESETS
@@ -22,6 +23,7 @@ from .reasons import MERGE_REASONS, ONEDNN_REASONS
 __all__ = [
     "X86_INDUCTOR",
     "KeepFasterFloat",
+    "LinearsToConvolutions",
     "MergeParallelLinears",
     "X86InductorQuantizer",
     "get_default_x86_inductor_quantization_config",
@@ -39,7 +41,7 @@ X86_INDUCTOR = register_backend(
         quantizer=lambda: X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
         prepare=PREPARE,
         convert=CONVERT,
-        lower=Pipeline((EmitInductor(), MergeParallelLinears(), PackWeights())),
+        lower=Pipeline((EmitInductor(), MergeParallelLinears(), LinearsToConvolutions(), PackWeights())),
         prepare_qat=PREPARE_QAT,
         presets=PRESETS,
         device="cpu",

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ...matchers.operator_pattern import KernelCall, Refusal
 from .cpu import has_float16
-from .linear import batch_sizes
+from .linear import size_arguments
 from .operands import refuses_weight, weight_parameters
 from .prepack import LINEAR_PREPACK_FP16, known_shape, pack_weight
 
@@ -61,7 +61,7 @@ class WeightOnlyLinear:
         product = graph.call_function(
             _aten._weight_int8pack_mm.default, (rows, call.quantized("weight").node, low)
         )
-        sizes = [*batch_sizes(call, x, value), -1]
+        sizes = [*size_arguments(x, value.shape[:-1]), -1]
         result = graph.call_function(_aten.reshape.default, (product, sizes))
         bias = call.float("bias")
         return result if bias is None else graph.call_function(_aten.add.Tensor, (result, bias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -13,9 +14,9 @@ from ...matchers.operator_pattern import KernelCall, Mode, Refusal
 from .operands import refuses_operands, weight_parameters
 from .post_operators import PostOperator, post_arguments
 from .prepack import QLINEAR_PREPACK, known_shape, pack_weight
-from .requantize import clamped, output_arguments, with_post_operator
+from .requantize import in_range, output_arguments, with_post_operator
 
-__all__ = ["QLinear", "QLinearAdd", "batch_sizes"]
+__all__ = ["QLinear", "QLinearAdd", "size_arguments"]
 
 _aten = torch.ops.aten
 _qlinear = torch.ops.onednn.qlinear_pointwise
@@ -74,7 +75,7 @@ class QLinearAdd:
         arguments = (*head, other, call.float("bias"), *output_arguments(call))
         post = post_arguments(call, self.post)
         result = call.graph.call_function(_qlinear.binary, (*arguments, 1.0, 0, "add", 1.0, *post))
-        return _in_full_shape(call, clamped(call, result))
+        return _in_full_shape(call, in_range(call, result))
 
 
 def _head(call: KernelCall) -> tuple[Any, ...]:
@@ -88,13 +89,13 @@ def _in_full_shape(call: KernelCall, result: Node) -> Node:
     value = call.node_calling(_aten.linear.default).meta.get("val")
     if not isinstance(value, torch.Tensor) or all(isinstance(size, int) and size for size in value.shape):
         return result
-    sizes = [*batch_sizes(call, call.quantized("x").node, value), value.shape[-1]]
+    sizes = [*size_arguments(call.quantized("x").node, value.shape[:-1]), value.shape[-1]]
     return call.graph.call_function(_aten.view.default, (result, sizes))
 
 
-def batch_sizes(call: KernelCall, x: Node, value: torch.Tensor) -> list[int | Node]:
-    """The sizes of ``value``, which is like ``x`` but in the last dimension, without that dimension."""
-    return [size if isinstance(size, int) else _size(x, i, size) for i, size in enumerate(value.shape[:-1])]
+def size_arguments(x: Node, sizes: Iterable[int | torch.SymInt]) -> list[int | Node]:
+    """``sizes``, which are the first ones of ``x``, as arguments: those that the run tells, as nodes."""
+    return [size if isinstance(size, int) else _size(x, i, size) for i, size in enumerate(sizes)]
 
 
 def _size(x: Node, dim: int, value: torch.SymInt) -> Node:

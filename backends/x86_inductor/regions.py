@@ -13,6 +13,7 @@ from ...ir import quantized_decomposed as qd
 from ...ir.attributes import constants
 from ...ir.clone import own_tensors
 from ...passes import EmitInductor, PackWeights, PassContext, PassManager, Pipeline
+from .linears_to_convolutions import LinearsToConvolutions
 from .measured_costs import LoopTimes, example_inputs, measure_nodes
 from .merge_parallel_linears import MergeParallelLinears
 from .placement import Times
@@ -91,7 +92,7 @@ def measured_regions(
 
 
 # Without packing nothing would be known of a kernel's time: it would pack at every call.
-_TRIAL: Final = Pipeline((EmitInductor(), MergeParallelLinears(), PackWeights()))
+_TRIAL: Final = Pipeline((EmitInductor(), MergeParallelLinears(), LinearsToConvolutions(), PackWeights()))
 
 
 def _weights(node: Node, constant: frozenset[Node]) -> list[Node]:

@@ -76,6 +76,7 @@ class Takes(Quantizer):
         return model
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_each_takes_what_the_ones_before_it_left(run_flow: Any) -> None:
     torch.manual_seed(0)
     quantizer = ComposableQuantizer([EmbeddingQuantizer(), X86InductorQuantizer().set_global(X86)])

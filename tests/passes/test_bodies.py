@@ -192,6 +192,7 @@ def test_each_branch_is_quantized_as_its_layers_are_outside(both_taken: GraphMod
         assert not torch.equal(both_taken(x), model(x))
 
 
+@pytest.mark.usefixtures("linears_stay")
 @EXPORTS
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_is_quantized_by_what_all_steps_saw(loop: str, strict: bool) -> None:
@@ -236,6 +237,7 @@ def test_a_weight_read_in_a_body_and_outside_is_stored_once() -> None:
         assert (lower_pt2e(gm)(x) - model(x)).abs().max() < 0.5
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_a_branch_in_a_branch() -> None:
     def inner(m: Any, x: Tensor) -> Tensor:
         return torch.cond(x.max() > 2, m.a, m.b, (x,))
@@ -491,6 +493,7 @@ def test_opening_looks_into_each_body_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(looked_into) == len(set(looked_into)) == len(list(bodies(gm))) == 6
 
 
+@pytest.mark.usefixtures("linears_stay")
 @EXPORTS
 def test_the_decisions_of_a_body_say_where_they_are(strict: bool) -> None:
     lowered = lower_pt2e(converted(cond(), (X,), (-X,), strict=strict))

@@ -56,6 +56,7 @@ def converted() -> GraphModule:
     return quantize(Net(), torch.randn(2, 3, 8, 8))
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_what_every_intended_operator_runs_on(converted: GraphModule) -> None:
     report = lowering_report(lower_pt2e(converted))
     assert {d.node: d.kernel for d in report.lowered} == {
@@ -100,6 +101,7 @@ def test_a_model_that_is_not_lowered(converted: GraphModule) -> None:
         lowering_report(converted)
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_a_model_that_was_saved(converted: GraphModule, tmp_path) -> None:
     x = torch.randn(2, 3, 8, 8)
     torch.export.save(torch.export.export(converted, (x,)), tmp_path / "model.pt2")

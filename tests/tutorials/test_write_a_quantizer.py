@@ -423,6 +423,7 @@ def _mark_nodes_as_annotated(nodes: Any) -> None:
         node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_a_toy_example_with_resnet18() -> None:
     activation = QuantizationSpec(
         dtype=torch.uint8,

@@ -156,6 +156,7 @@ def test_dynamic_training() -> None:
     assert len(converted.graph.find_nodes(op="call_function", target=qd.CHOOSE_QPARAMS)) == 1
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_lowered_to_x86_kernels() -> None:
     # 7 bits of activations, so that kernels without VNNI take them.
     prepared = prepare_qat_fx(

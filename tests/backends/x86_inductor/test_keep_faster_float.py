@@ -99,6 +99,7 @@ def is_linear(node: Node) -> bool:
     return "linear" in str(node.target)
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_what_is_faster_in_float_stays_float(model: GraphModule, measured) -> None:
     measured(lambda n: 40 if is_linear(n) else 10, lambda n: 20)
     lowered = tuned(model)
@@ -124,6 +125,7 @@ def test_a_little_faster_is_not_enough(model: GraphModule, measured) -> None:
     assert floats(tuned(model)) == []
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_what_was_timed_is_not_timed_again(model: GraphModule, measured) -> None:
     seen = set()
 

@@ -199,6 +199,7 @@ class Followers(nn.Module):
         return self.linear(torch.flatten(y, 1))
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_operators_that_move_values_work_on_integers(run_flow: RunFlow) -> None:
     flow = run_flow(Followers(), torch.randn(2, 3, 12, 12))
     assert flow.targets() == [
@@ -397,6 +398,7 @@ def test_signed_results_are_as_good_as_unsigned_ones(run_flow: RunFlow) -> None:
 # The packing of weights.
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_packing_is_done_ahead_or_at_every_call(run_flow: RunFlow) -> None:
     model, x = Followers(), torch.randn(2, 3, 12, 12)
     packed, unpacked = run_flow(model, x), run_flow(model, x, pack_weights=False)
@@ -411,6 +413,7 @@ def test_packing_is_done_ahead_or_at_every_call(run_flow: RunFlow) -> None:
     assert get_stage(packed.lowered) is get_stage(unpacked.lowered) is Stage.LOWERED
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_a_layer_that_is_called_several_times_is_packed_once(run_flow: RunFlow) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

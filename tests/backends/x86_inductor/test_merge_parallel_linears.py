@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
+pytestmark = pytest.mark.usefixtures("linears_stay")
+
 QLINEAR = (torch.ops.onednn.qlinear_pointwise.default, torch.ops.onednn.qlinear_pointwise.tensor)
 APART = X86_INDUCTOR.lower.without("merge-parallel-linears")
 

@@ -287,6 +287,7 @@ def test_linear_and_what_is_added(shape: tuple[int, ...], run_flow: RunFlow) -> 
         assert flow.difference(x, strided) < ROUNDING
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_one_scale_a_weight(run_flow: RunFlow) -> None:
     config = static()
     assert config.weight is not None

@@ -17,6 +17,8 @@ from lowbit.matchers.operator_pattern import OperatorPattern
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+pytestmark = pytest.mark.usefixtures("linears_stay")
+
 QLINEAR = torch.ops.onednn.qlinear_pointwise.default
 ROUNDING = 1e-6
 
@@ -86,7 +88,7 @@ def test_they_run_on_the_integers(flow: Flow) -> None:
     for node in called:
         reads_float = any(map(qd.is_dequantize, node.all_input_nodes))
         assert reads_float == (node.target in compiled)
-    linears = [n for n in called if n.target is QLINEAR]
+    linears = [n for n in called if n.target in (QLINEAR, torch.ops.onednn.qconv_pointwise.default)]
     assert len(linears) == sum(1 + len(p.example_inputs()) for p in MOVERS)
     assert flow.difference() < ROUNDING
 

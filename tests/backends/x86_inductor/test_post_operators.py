@@ -11,6 +11,8 @@ from lowbit.backends.x86_inductor import has_vnni
 from lowbit.backends.x86_inductor.post_operators import AFTER_CONVOLUTION, AFTER_LINEAR
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("linears_stay")
+
 onednn = torch.ops.onednn
 STOCK = lowbit.get_default_x86_inductor_quantization_config()
 # Activations of 8 bits, which need no clamp, on CPUs without VNNI too: there weights have 7.

@@ -180,7 +180,7 @@ for reduce_range in (False, True):
     with torch.no_grad():
         error = ((lowered(x) - converted(x)).abs().max() / converted(x).abs().max()).item()
     (reason,) = {d.reason for d in lowbit.decisions(lowered)}
-    print(reason, "onednn.qlinear_pointwise" in str(lowered.graph), error < 1e-5)
+    print(reason, "onednn.qconv_pointwise" in str(lowered.graph), error < 1e-5)
 """
 
 

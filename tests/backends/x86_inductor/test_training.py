@@ -61,6 +61,7 @@ def trained(is_dynamic: bool) -> tuple[GraphModule, list[float]]:
     return prepared, losses
 
 
+@pytest.mark.usefixtures("linears_stay")
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_a_model_trains_converts_and_is_lowered(is_dynamic: bool) -> None:
     prepared, losses = trained(is_dynamic)

@@ -144,6 +144,7 @@ def test_a_check_that_wavers_is_not_confirmed(sums: GraphModule) -> None:
     assert not found.confirmed
 
 
+@pytest.mark.usefixtures("linears_stay")
 @pytest.mark.parametrize("stage", [Stage.OBSERVED, Stage.QDQ])
 def test_starts_from_any_stage(stage: Stage, exact: Any) -> None:
     config = get_default_x86_inductor_quantization_config(reduce_range=True)

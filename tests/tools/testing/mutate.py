@@ -36,7 +36,7 @@ CHEAP: Final = tuple(law for law in laws.LAWS if law not in laws.COSTLY)
 WANTED: Final = 0.95
 EXAMPLES: Final = 200
 TRAINING: Final = {"fuse-conv-bn-qat", "insert-fake-quantizers", "fold-conv-bn-qat"}
-LOWERING: Final = {"emit-inductor", "merge-parallel-linears", "pack-weights"}
+LOWERING: Final = {"emit-inductor", "merge-parallel-linears", "linears-to-convolutions", "pack-weights"}
 
 
 def find(path: str) -> types.FunctionType:

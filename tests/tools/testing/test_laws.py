@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from lowbit import Pass, Stage
 from lowbit.backends.registry import get_backend
-from lowbit.backends.x86_inductor import KeepFasterFloat, MergeParallelLinears, keep_faster_float, regions
+from lowbit.backends.x86_inductor import (
+    KeepFasterFloat,
+    LinearsToConvolutions,
+    MergeParallelLinears,
+    keep_faster_float,
+    regions,
+)
 from lowbit.backends.x86_inductor.measured_costs import LoopTimes
 from lowbit.passes import (
     Annotate,
@@ -74,6 +80,7 @@ PASSES: tuple[tuple[Pass, dict[str, Any]], ...] = (
     (EmitInductor(), LOWERING),
     (EmitInductor(), {**LOWERING, **X86}),
     (MergeParallelLinears(), LOWERING | X86),
+    (LinearsToConvolutions(), LOWERING | X86),
     (PackWeights(), LOWERING),
     (KeepFasterFloat(), {**LOWERING, **X86, "stage": Stage.QDQ}),
 )
