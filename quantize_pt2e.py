@@ -16,6 +16,7 @@ from .backends.base import Backend
 from .backends.pipelines import CONVERT, PREPARE, PREPARE_QAT
 from .backends.registry import backend_names, get_backend
 from .calibration import calibrate
+from .cpp_wrapper import compile_with_cpp_wrapper
 from .errors import UnknownNameError, UnsupportedError
 from .ir.clone import own_tensors
 from .ir.devices import check_has_values, check_is_on
@@ -249,7 +250,9 @@ def lower_pt2e(
             copied; with False it can, by ``torch.export.export`` and ``torch.export.save``. Loaded elsewhere
             it runs eagerly; to compile there, save the converted model and lower it after loading.
         cpp_wrapper: compile the result when it is first called, with kernels called from C++ instead of
-            Python, as ``result.compile(options={"cpp_wrapper": True})`` does.
+            Python. Unlike ``torch.compile`` this does not look in each call whether tensors of the model were
+            changed one by one: other values are right (``load_state_dict``), and so is ``to``; a tensor of
+            another shape or dtype set by hand is not noticed.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
         verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the
@@ -289,7 +292,7 @@ def lower_pt2e(
     else:
         warn_if_none_lowered(context.ledger, chosen)
     if cpp_wrapper:
-        lowered.compile(options={"cpp_wrapper": True})
+        compile_with_cpp_wrapper(lowered)
     return lowered
 
 

@@ -82,14 +82,6 @@ def test_the_cpp_wrapper(converted: GraphModule) -> None:
         assert_equal(wrapped.forward(x, scale=scale), lowered(x, scale=scale))
 
 
-def test_the_cpp_wrapper_is_what_compiles(converted: GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append(options))
-    lower_pt2e(converted)
-    lower_pt2e(converted, cpp_wrapper=True)
-    assert asked == [{"options": {"cpp_wrapper": True}}]
-
-
 def test_what_cannot_be_packaged(converted: GraphModule, tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     with pytest.raises(errors.StageError, match="not lowered"):

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-__all__ = ["LIMITS", "has_float16", "has_vnni", "is_x86"]
+__all__ = ["LIMITS", "has_float16", "has_vnni", "is_x86", "writes_bfloat16"]
 
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
@@ -40,6 +40,18 @@ def is_x86() -> bool:
 def has_float16() -> bool:
     """Whether oneDNN multiplies float16 here with instructions that know it."""
     return bool(torch.cpu.get_capabilities().get("avx512_fp16", False)) and _limit() not in _WITHOUT_FLOAT16
+
+
+def writes_bfloat16() -> bool:
+    """Whether oneDNN's int8 kernels here write bfloat16: those for AVX-512 do.
+
+    Without it, reference code does in their place, which takes a hundred times as long.
+    """
+    can = torch.cpu.get_capabilities()
+    limit = _limit()
+    if limit in {"SSE41", "AVX"} or limit.startswith("AVX2"):
+        return False
+    return all(can.get(f"avx512_{part}", False) for part in ("f", "bw", "dq", "vl"))
 
 
 def _limit() -> str:

@@ -3,7 +3,7 @@
 Inductor's lowerings of the operator ask for a weight that freezing made a constant of the compiled graph, and
 stop with an assertion on any other. Nothing behind them needs that but autotuning, so for weights that are
 inputs of the graph the same extern kernels are built here. What bodies of ``cond`` and the like ask of
-lowerings besides is added to those of all of these operators.
+lowerings besides is added to those of all of these operators, and that convolutions may write int8.
 
 This is the one module that uses Inductor's lowering table and its oneDNN nodes;
 ``tests/backends/x86_inductor/test_inductor_lowerings.py`` says when they move.
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ...ir.schema import schema_of
 
 __all__ = ["register_lowerings"]
 
@@ -33,11 +35,33 @@ def register_lowerings() -> None:
     # Inductor takes a second to import, which only those who lower pay.
     from torch._inductor.mkldnn_ir import QLinearPointwiseBinaryPT2E, QLinearPointwisePT2E
 
+    for op in _QCONVS[:2]:
+        _tell_int8(op)
     _register(_qlinear.default, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.tensor, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.binary, QLinearPointwiseBinaryPT2E.create, rows=2)
     for op in (_qlinear.default, _qlinear.tensor, _qlinear.binary, *_QCONVS):
         _lower_in_bodies(op)
+
+
+def _tell_int8(op: Any) -> None:
+    """Let the convolution ``op`` be known to write int8 where it does.
+
+    Inductor takes its result to be of the dtype of its input, uint8, but for floats. Then what reads the
+    result as uint8 is handed int8.
+    """
+    from torch._inductor import lowering
+
+    lower = lowering.lowerings[op]
+    names = [argument.name for argument in schema_of(op).arguments]
+
+    def lower_here(*arguments: Any, **named: Any) -> Any:
+        result = lower(*arguments, **named)
+        if (dict(zip(names, arguments, strict=False)) | named)["output_dtype"] is torch.int8:
+            result.get_layout().dtype = torch.int8
+        return result
+
+    lowering.lowerings[op] = lower_here
 
 
 def _lower_in_bodies(op: Any) -> None:

@@ -13,10 +13,11 @@ from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .accumulator import may_overwrite, memory_of
 from .convolution import conv_arguments, per_dimension, refuses_geometry
+from .int8_results import holds_in_int8, is_written_as_int8, reinterpreted
 from .linear import QLinear, QLinearAdd
 from .operands import refuses_operands
 from .post_operators import PostOperator, post_arguments
-from .requantize import clamped, output_arguments, with_post_operator
+from .requantize import in_range, output_arguments, with_post_operator
 
 __all__ = ["IntegerOperator", "MaxPool2d", "QConv", "QConvAdd", "QLinear", "QLinearAdd"]
 
@@ -45,15 +46,16 @@ class QConv:
         conv = conv_arguments(call)
         arguments = (*conv.head, conv.bias, *conv.geometry)
         target = _onednn.qconv_pointwise.default
+        in_int8 = is_written_as_int8(call, self.post)
         if len(conv.geometry[0]) == 2:
-            return with_post_operator(call, target, arguments, self.post)
+            return with_post_operator(call, target, arguments, self.post, in_int8)
         # Only with two dimensions does the kernel clamp.
-        post = post_arguments(call, self.post)
-        result = call.graph.call_function(target, (*arguments, *output_arguments(call), *post))
+        output = (*output_arguments(call, in_int8), *post_arguments(call, self.post))
+        result = call.graph.call_function(target, (*arguments, *output))
         if _may_be_empty_line(call):
             # One dimension is computed as two, and of an empty batch the kernel gives both.
             result = call.graph.call_function(_aten.flatten.using_ints, (result, 2, -1))
-        return clamped(call, result)
+        return in_range(call, result, in_int8)
 
 
 def _may_be_empty_line(call: KernelCall) -> bool:
@@ -97,16 +99,20 @@ class QConvAdd:
         """Insert packing, the accumulator's layout and the convolution."""
         other = call.quantized("other")
         conv = conv_arguments(call)
+        in_place = may_overwrite(call, other.node)
+        # It adds what it reads in the dtype that it writes.
+        in_int8 = in_place and holds_in_int8(other) and is_written_as_int8(call, self.post)
+        integers = reinterpreted(call, other.node, torch.int8) if in_int8 else other.node
         # oneDNN accumulates in channels-last only. contiguous() of what is so already is free.
-        layout = _aten.contiguous.default if may_overwrite(call, other.node) else _aten.clone.default
-        accumulator = call.graph.call_function(layout, (other.node,), {"memory_format": torch.channels_last})
-        accumulator.meta = dict(other.node.meta)
-        arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *output_arguments(call))
+        layout = _aten.contiguous.default if in_place else _aten.clone.default
+        accumulator = call.graph.call_function(layout, (integers,), {"memory_format": torch.channels_last})
+        output = output_arguments(call, in_int8)
+        arguments = (*conv.head, accumulator, conv.bias, *conv.geometry, *output)
         result = call.graph.call_function(
             _onednn.qconv2d_pointwise.binary,
             (*arguments, other.scale, other.zero_point, "sum", 1.0, *post_arguments(call, self.post)),
         )
-        return clamped(call, result)
+        return in_range(call, result, in_int8)
 
 
 @attrs.frozen

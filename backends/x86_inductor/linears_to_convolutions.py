@@ -45,8 +45,8 @@ class LinearsToConvolutions:
     rows, 384 to 1536, 1.0 ms rather than 1.2. The numbers are the same to the bit.
 
     Linears stay as they are whose scale the run tells (dynamic quantization), whose weight is not constant,
-    that give bfloat16, or behind which is a post-operator that the other kernel does not know. With VNNI all
-    of them do.
+    that give bfloat16 or add a bias of it, or behind which is a post-operator that the other kernel does not
+    know. With VNNI all of them do.
     """
 
     name: ClassVar[str] = "linears-to-convolutions"
@@ -100,7 +100,10 @@ class _Linear:
     def fits(self, filters: _Filters) -> bool:
         """Whether the other kernel computes it."""
         known = self.result[2] in _DTYPES and self.post[0] in _POST_OPERATORS
-        return known and filters.can_have(self.weight) and self.batch_sizes() is not None
+        # The two round the sum with a bias of bfloat16 differently.
+        added = None if self.bias is None else self.bias.meta.get("val")
+        same = not isinstance(added, torch.Tensor) or added.dtype is torch.float32
+        return known and same and filters.can_have(self.weight) and self.batch_sizes() is not None
 
     def batch_sizes(self) -> list[int | torch.SymInt] | None:
         """The sizes of its input without the last; None where nothing tells them."""

@@ -21,6 +21,7 @@ __all__ = [
     "PostArguments",
     "PostOperator",
     "clamping_arguments",
+    "is_normal",
     "post_arguments",
 ]
 
@@ -65,6 +66,7 @@ class PostOperator:
         attribute: oneDNN's name of it.
         scalars: its numbers, read from the call that was matched.
         algorithm: oneDNN's name of the variant.
+        least: what no result of it is below.
     """
 
     name: str
@@ -72,6 +74,7 @@ class PostOperator:
     attribute: str
     scalars: Callable[[KernelCall], tuple[float, ...]] = _no_scalars
     algorithm: str = ""
+    least: float = -math.inf
 
     def arguments(self, call: KernelCall) -> PostArguments:
         """What the kernels take of it."""
@@ -88,10 +91,10 @@ class PostOperator:
 
 
 AFTER_CONVOLUTION: Final = (
-    PostOperator("relu", F.relu, "relu"),
+    PostOperator("relu", F.relu, "relu", least=0.0),
     PostOperator("hardtanh", F.hardtanh, "hardtanh", _bounds_of_hardtanh),
-    PostOperator("hardswish", F.hardswish, "hardswish"),
-    PostOperator("silu", F.silu, "swish"),
+    PostOperator("hardswish", F.hardswish, "hardswish", least=-0.375),
+    PostOperator("silu", F.silu, "swish", least=-0.2784646),
 )
 """What the convolution takes."""
 
@@ -122,7 +125,7 @@ def clamping_arguments(call: KernelCall, post: PostOperator | None) -> PostArgum
         return None
     ends = [(q - output.zero_point) * output.scale for q in (output.quant_min, output.quant_max)]
     low, high = max(bounds[0], ends[0]), min(bounds[1], ends[1])
-    if low > high or not _is_normal(output.scale) or not all(map(_is_normal, ends)):
+    if low > high or not is_normal(output.scale) or not all(map(is_normal, ends)):
         return None
     return "hardtanh", [low, high], ""
 
@@ -136,7 +139,7 @@ def _bounds(call: KernelCall, post: PostOperator | None) -> tuple[float, float] 
     return {"none": (-math.inf, math.inf), "relu": (0.0, math.inf)}.get(name)
 
 
-def _is_normal(value: float) -> bool:
+def is_normal(value: float) -> bool:
     """Whether float32 holds ``value`` to its full precision."""
     float32 = torch.finfo(torch.float32)
     return value == 0 or float32.tiny <= abs(value) <= float32.max

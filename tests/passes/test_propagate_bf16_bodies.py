@@ -11,6 +11,7 @@ import torch
 from lowbit.backends import get_backend
 from lowbit.backends.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from lowbit.ir.control_flow import bodies
+from lowbit.ir.meta import KERNEL_KEY
 from lowbit.passes import Normalize, PassContext, PassManager, Pipeline, PropagateBf16
 from torch import Tensor, nn
 from torch._higher_order_ops.map import map as map_over
@@ -220,10 +221,7 @@ def test_what_is_quantized_in_a_body_gives_bfloat16() -> None:
         plain = lowbit.lower_pt2e(converted)
         lowered = lowbit.lower_pt2e(converted, pipeline=pipeline.before("emit-inductor", PropagateBf16()))
         kernels = [
-            node
-            for body in bodies(lowered)
-            for node in body.module.graph.nodes
-            if "qlinear_pointwise" in str(node.target)
+            node for body in bodies(lowered) for node in body.module.graph.nodes if KERNEL_KEY in node.meta
         ]
         assert len(kernels) == 2
         assert {dtype(node) for node in kernels} == {BFLOAT16}

@@ -1,10 +1,11 @@
-"""Whether kernels have VNNI: what the CPU can, and what the environment lets oneDNN use of it."""
+"""VNNI and bfloat16: what the CPU can, and what the environment lets oneDNN use of it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from lowbit.backends.x86_inductor import has_vnni
+from lowbit.backends.x86_inductor.cpu import writes_bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,27 @@ def test_the_older_name_counts_where_the_newer_is_not_set(monkeypatch: pytest.Mo
     assert not has_vnni()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
     assert has_vnni()
+
+
+AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("", True),
+        ("AVX512_CORE", True),
+        ("AVX512_CORE_AMX", True),
+        ("ALL", True),
+        ("SSE41", False),
+        ("AVX", False),
+        ("avx2", False),
+        ("AVX2_VNNI_2", False),
+    ],
+)
+def test_who_writes_bfloat16(limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    cpu_with(monkeypatch, *AVX512)
+    assert writes_bfloat16() is expected
+    cpu_with(monkeypatch, "avx_vnni", *AVX512[:-1])
+    assert not writes_bfloat16()

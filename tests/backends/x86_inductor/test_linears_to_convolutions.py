@@ -19,7 +19,7 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
-from lowbit.backends.x86_inductor import X86_INDUCTOR, linears_to_convolutions
+from lowbit.backends.x86_inductor import X86_INDUCTOR, linears_to_convolutions, requantize
 from lowbit.ir.meta import KERNEL_KEY
 from lowbit.passes import PropagateBf16
 from lowbit.tools.lowering_report import lowering_report
@@ -134,7 +134,8 @@ def test_scales_that_the_run_tells_stay() -> None:
     assert lowering_report(lowered).coverage == 1
 
 
-def test_bfloat16_results_stay() -> None:
+def test_bfloat16_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requantize, "writes_bfloat16", lambda: True)
     x = torch.randn(3, 8)
     model = converted(Layers(F.relu, (8, 16, 4), bias=True), x)
     pipeline = X86_INDUCTOR.lower.before("emit-inductor", PropagateBf16())

@@ -22,7 +22,7 @@ from lowbit import (
     get_x86_inductor_linear_weight_only_config,
     lower_pt2e,
 )
-from lowbit.backends.x86_inductor import X86_INDUCTOR, float_linear, has_vnni
+from lowbit.backends.x86_inductor import X86_INDUCTOR, float_linear, has_vnni, requantize
 from lowbit.ir import quantized_decomposed as qd
 from lowbit.passes import PropagateBf16
 from torch import Tensor, nn
@@ -184,7 +184,11 @@ class Mixed(nn.Module):
         return torch.sigmoid(self.linear(y.mean((2, 3))))
 
 
-def test_results_that_stay_float_come_in_bfloat16_from_the_kernel(run_flow: RunFlow) -> None:
+@pytest.mark.usefixtures("linears_stay")
+def test_results_that_stay_float_come_in_bfloat16_from_the_kernel(
+    run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requantize, "writes_bfloat16", lambda: True)
     flow = run_flow(Mixed(), torch.randn(2, 3, 8, 8))
     pipeline = X86_INDUCTOR.lower
     assert pipeline is not None
@@ -209,6 +213,32 @@ def test_results_that_stay_float_come_in_bfloat16_from_the_kernel(run_flow: RunF
     assert (result - tutorial).abs().max() < 0.02
 
 
+def test_cpus_whose_kernels_write_no_bfloat16(run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler rounds what they write in float32, with the same result."""
+    flow = run_flow(Mixed(), torch.randn(2, 3, 8, 8))
+    pipeline = X86_INDUCTOR.lower.before("emit-inductor", PropagateBf16()).without("linears-to-convolutions")
+    lowered = {}
+    for writes in (True, False):
+        monkeypatch.setattr(requantize, "writes_bfloat16", lambda writes=writes: writes)
+        lowered[writes] = lower_pt2e(flow.converted, pipeline=pipeline)
+    assert not [
+        n for n in lowered[False].graph.nodes if "pointwise" in str(n.target) and torch.bfloat16 in n.args
+    ]
+    written, rounded = (run_all(lowered[writes], *flow.inputs) for writes in (True, False))
+    for name, value in written.items():
+        if name.startswith("layer_norm"):
+            assert torch.equal(rounded[name], value)
+            assert value.dtype is torch.bfloat16
+    with torch.no_grad():
+        results = [lowered[writes](*flow.inputs) for writes in (True, False)]
+        assert results[0].dtype is results[1].dtype
+        # Of linears the reference code rounds a bias of bfloat16 elsewhere.
+        torch.testing.assert_close(*results, rtol=0, atol=0.004)
+        torch.testing.assert_close(
+            torch.compile(lowered[False])(*flow.inputs), results[1], rtol=0, atol=0.004
+        )
+
+
 def run_all(model: GraphModule, *inputs: Tensor) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
 
@@ -221,6 +251,7 @@ def run_all(model: GraphModule, *inputs: Tensor) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_models_in_bfloat16(run_flow: RunFlow) -> None:
     flow = run_flow(Mixed().bfloat16(), torch.randn(2, 3, 8, 8).bfloat16())
     assert flow.targets().count(QCONV) == 2
