@@ -73,7 +73,11 @@ class Layers(nn.Module):
         return self.second(self.between(self.first(x)))
 
 
-@pytest.mark.parametrize("between", [lambda x: x, F.relu, F.hardtanh, F.hardswish, F.silu], ids=str)
+@pytest.mark.parametrize(
+    "between",
+    [lambda x: x, F.relu, F.hardtanh, F.hardswish, F.silu],
+    ids=["nothing", "relu", "hardtanh", "hardswish", "silu"],
+)
 @pytest.mark.parametrize("shape", [(8,), (1, 8), (5, 8), (2, 3, 8), (2, 1, 3, 8)], ids=str)
 def test_the_bits_are_those_of_the_other_kernel(
     between: Callable[[Tensor], Tensor], shape: tuple[int, ...]
