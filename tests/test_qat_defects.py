@@ -236,6 +236,7 @@ def test_specs_that_differ_in_their_fake_quantizer_only() -> None:
     assert scales == [pytest.approx(4 / 255), pytest.approx(6 / 255)]
 
 
+@pytest.mark.usefixtures("linears_stay")
 def test_float_weights_do_not_stay_beside_the_quantized_ones() -> None:
     """Converted models keep the float weights beside the int8 ones in ``state_dict`` (dotted names)."""
     block = nn.Sequential(conv(), norm(), nn.ReLU())
