@@ -33,9 +33,8 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
 
     Inputs have the shapes that the model was exported with, dynamic where it was exported so.
 
-    The file holds the integer weights as they are, since oneDNN's own layout can be neither saved nor loaded:
-    each call of the model packs them again. ``torch.compile`` of a model with packed weights
-    does not.
+    AOTInductor packs the weights while it compiles, and the file holds them in oneDNN's layout for this CPU.
+    A model whose weights are packed already cannot be written: ``torch.export`` does not take them.
 
     Args:
         model: what ``lower_pt2e(converted, pack_weights=False)`` returned.
@@ -66,8 +65,10 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
         program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
         # Inductor takes a second to import, which only those who compile pay.
         from torch._inductor import aoti_compile_and_package
-
-        return aoti_compile_and_package(program, package_path=file)
+    # Freezing computes what depends on constants only. Packed tensors that may have gradients stop what knows
+    # no kernels for them, the calls that write in place.
+    with torch.inference_mode():
+        return aoti_compile_and_package(program, package_path=file, inductor_configs={"freezing": True})
 
 
 def exported_inputs(model: GraphModule) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

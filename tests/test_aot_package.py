@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,32 @@ def test_a_package_computes_what_the_lowered_model_does(converted: GraphModule, 
         for size in (2, 5):
             x, scale = torch.randn(size, 3, 8, 8), torch.rand(5)
             assert_equal(run(x, scale=scale), lowered(x, scale=scale))
+    with zipfile.ZipFile(path) as package:
+        parts = [package.read(name) for name in package.namelist() if name.endswith((".cpp", ".json"))]
+    assert any(b"qconv_pointwise" in part for part in parts)
+    # What has no function in C++ is called by its name.
+    assert not any(b"qconv_prepack.default" in part or b"onednn::qconv_prepack" in part for part in parts)
+
+
+WITHOUT_LOWBIT = """
+import sys, torch
+run = torch._inductor.aoti_load_package(sys.argv[1])
+x, scale, expected = torch.load(sys.argv[2])
+assert torch.equal(run(x, scale=scale)["logits"], expected)
+assert "lowbit" not in sys.modules
+print("equal")
+"""
+
+
+def test_a_package_runs_without_lowbit(converted: GraphModule, tmp_path: Path) -> None:
+    lowered = lower_pt2e(converted, pack_weights=False)
+    path, values = str(tmp_path / "model.pt2"), str(tmp_path / "values.pt")
+    package_pt2e(lowered, path)
+    x, scale = torch.randn(3, 3, 8, 8), torch.rand(5)
+    torch.save((x, scale, lowered(x, scale=scale)["logits"].detach()), values)
+    command = [sys.executable, "-c", WITHOUT_LOWBIT, path, values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.split() == ["equal"], done.stderr
 
 
 def test_the_cpp_wrapper(converted: GraphModule) -> None:
@@ -99,4 +128,5 @@ def test_what_is_relied_on_of_inductor() -> None:
     parameters = inspect.signature(torch._inductor.aoti_compile_and_package).parameters
     assert next(iter(parameters)) == "exported_program"
     assert parameters["package_path"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters["inductor_configs"].kind is inspect.Parameter.KEYWORD_ONLY
     assert callable(torch._inductor.aoti_load_package)
