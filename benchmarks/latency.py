@@ -28,8 +28,8 @@ from results import environment, report, table, write_option
 HERE = Path(__file__).parent
 OTHERS = {"openvino", "onnxruntime"}
 """What lives in .venv-others."""
-OURS = "lowbit-cpp"
-"""The row of lowbit's that is compared: compiled by ``lower_pt2e(converted, cpp_wrapper=True)``."""
+OURS = ("lowbit-cpp", "lowbit-aot")
+"""Of lowbit's what is compared: compiled by ``lower_pt2e(converted, cpp_wrapper=True)``, and a package."""
 
 
 def revision() -> str:
@@ -163,27 +163,27 @@ def measure(setting: Setting, names: list[str], pythons: dict[str, str], *, roun
         return Measured(
             Timings({name: tuple(runs) for name, runs in seconds.items()}),
             {name: each.compiled_in for name, each in ready.items()},
-            ready[OURS].coverage if OURS in ready else "",
+            next((ready[name].coverage for name in OURS if name in ready), ""),
             {name: sqnr_db(reference, each.output) for name, each in ready.items()},
         )
 
 
-def summary(found: dict[Setting, Measured]) -> str:
-    """Ratios over all settings: of lowbit's time to each of the others'."""
+def summary(found: dict[Setting, Measured], ours: str) -> str:
+    """Ratios over all settings: of the time of ``ours`` to each of the others'."""
     rows = []
     for other in CONTESTANTS:
-        if other == OURS:
+        if other == ours:
             continue
         ratios = {
-            setting: seen.timings.ratio(OURS, other)
+            setting: seen.timings.ratio(ours, other)
             for setting, seen in found.items()
-            if {OURS, other} <= seen.timings.seconds.keys()
+            if {ours, other} <= seen.timings.seconds.keys()
         }
         if ratios:
             worst = max(ratios, key=lambda setting: ratios[setting])
             mean = statistics.geometric_mean(ratios.values())
             rows.append([other, f"{mean:.2f}", f"{ratios[worst]:.2f}", str(worst), str(len(ratios))])
-    return table([f"{OURS} over", "geometric mean", "worst", "where", "settings"], rows)
+    return table([f"{ours} over", "geometric mean", "worst", "where", "settings"], rows)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -241,7 +241,7 @@ def main(
             f"Milliseconds a call, {rounds} interleaved rounds, random weights.",
             table(["", *shown], latency),
             "Ratios of the rounds, their medians:",
-            summary(found),
+            *(summary(found, ours) for ours in OURS if ours in shown),
             "Seconds to compile, and operators that lowbit runs in int8 of those it was to:",
             table(["", *shown, "int8"], compiling),
             "Signal to quantization noise of the outputs, dB:",

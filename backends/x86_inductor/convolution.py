@@ -14,7 +14,7 @@ from ...ir.attributes import get_tensor
 from ...ir.bodies import is_body
 from ...ir.schema import argument
 from ...matchers.operator_pattern import KernelCall, Refusal
-from .operands import weight_parameters
+from .operands import bias_parameter, weight_parameters
 from .prepack import QCONV_PREPACK, known_shape, pack_weight
 
 __all__ = ["ConvArguments", "conv_arguments", "per_dimension", "refuses_geometry"]
@@ -48,7 +48,7 @@ def conv_arguments(call: KernelCall) -> ConvArguments:
     scales, zero_points = weight_parameters(call)
     packed = pack_weight(call, QCONV_PREPACK, shape, scales, x.scale, x.zero_point, *geometry)
     head = (image, x.scale, x.zero_point, packed, scales, zero_points)
-    return ConvArguments(head, call.float("bias"), geometry)
+    return ConvArguments(head, bias_parameter(call), geometry)
 
 
 def _is_pointwise(kernel: torch.Size) -> bool:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ...ir.bodies import is_body
 from ...matchers.operator_pattern import KernelCall, Mode, Refusal
-from .operands import refuses_operands, weight_parameters
+from .operands import bias_parameter, refuses_operands, weight_parameters
 from .post_operators import PostOperator, post_arguments
 from .prepack import QLINEAR_PREPACK, known_shape, pack_weight
 from .requantize import in_range, output_arguments, with_post_operator
@@ -40,7 +40,7 @@ class QLinear:
     def emit(self, call: KernelCall) -> Node:
         """Insert packing and linear."""
         target = _qlinear.tensor if call.mode is Mode.DYNAMIC else _qlinear.default
-        arguments = (*_head(call), call.float("bias"))
+        arguments = (*_head(call), bias_parameter(call))
         return _in_full_shape(call, with_post_operator(call, target, arguments, self.post))
 
 
@@ -72,7 +72,7 @@ class QLinearAdd:
         other = call.graph.call_function(
             _aten.contiguous.default, (call.float("other"),), {"memory_format": torch.contiguous_format}
         )
-        arguments = (*head, other, call.float("bias"), *output_arguments(call))
+        arguments = (*head, other, bias_parameter(call), *output_arguments(call))
         post = post_arguments(call, self.post)
         result = call.graph.call_function(_qlinear.binary, (*arguments, 1.0, 0, "add", 1.0, *post))
         return _in_full_shape(call, in_range(call, result))

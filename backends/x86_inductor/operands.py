@@ -7,9 +7,10 @@ from torch.fx import Node
 
 from ...ir.attributes import find_attribute, get_tensor, set_tensor
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
+from .cpu import writes_bfloat16
 from .saturation import refuses_saturation
 
-__all__ = ["refuses_operands", "weight_parameters"]
+__all__ = ["bias_parameter", "refuses_operands", "weight_parameters"]
 
 
 def refuses_operands(call: KernelCall) -> Refusal | None:
@@ -49,6 +50,21 @@ def weight_parameters(call: KernelCall) -> tuple[Node, Node]:
         _constant(call, f"{weight.node.target}_scales", scales),
         _constant(call, f"{weight.node.target}_zero_points", torch.zeros(channels, dtype=torch.int64)),
     )
+
+
+def bias_parameter(call: KernelCall) -> Node | None:
+    """The bias, in float32 where kernels write that for bfloat16.
+
+    With a bias of another dtype than the result, oneDNN multiplies int8 matrices by reference code. The copy
+    is a constant of the module: ``fc.bias_float32``.
+    """
+    bias = call.float("bias")
+    if bias is None or bias.op != "get_attr" or writes_bfloat16():
+        return bias
+    value = get_tensor(call.gm, str(bias.target))
+    if value.dtype is not torch.bfloat16:
+        return bias
+    return _constant(call, f"{bias.target}_float32", value.detach().float())
 
 
 def _constant(call: KernelCall, target: str, value: torch.Tensor) -> Node:

@@ -242,11 +242,13 @@ FAULTS = (
         "output.scale / 4,",
         (EMIT, "linear-relu"),
     ),
-    Fault("linear without bias", f"{X86}linear:QLinear.emit", 'call.float("bias")', "None", (EMIT, "linear")),
+    Fault(
+        "linear without bias", f"{X86}linear:QLinear.emit", "bias_parameter(call)", "None", (EMIT, "linear")
+    ),
     Fault(
         "convolution without bias",
         f"{X86}convolution:conv_arguments",
-        'call.float("bias")',
+        "bias_parameter(call)",
         "None",
         (EMIT, "conv2d"),
     ),

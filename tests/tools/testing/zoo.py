@@ -636,7 +636,7 @@ ZOO: Final = (
     Mutant(
         "kernel without bias",
         "backends.x86_inductor.convolution:conv_arguments",
-        'call.float("bias")',
+        "bias_parameter(call)",
         "None",
         EMIT,
     ),
