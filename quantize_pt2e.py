@@ -252,7 +252,7 @@ def lower_pt2e(
         cpp_wrapper: compile the result when it is first called, with kernels called from C++ instead of
             Python. Unlike ``torch.compile`` this does not look in each call whether tensors of the model were
             changed one by one: other values are right (``load_state_dict``), and so is ``to``; a tensor of
-            another shape or dtype set by hand is not noticed.
+            another shape, dtype or strides set by hand is not noticed, nor is a body whose graph is changed.
         pipeline: passes to run instead of the backend's own.
         instruments: what looks on while they run, besides the verifier.
         verify: ``"stages"`` checks the rules of each stage after every pass; ``"numeric"`` also runs the

@@ -36,7 +36,8 @@ ANNOTATION_KEY: Final = "quantization_annotation"
 GROUPS_KEY: Final = "lowbit.groups"
 """``str``, the sharing groups of the node's points; written by ``resolve-sharing``, gone after conversion."""
 KERNEL_KEY: Final = "lowbit.kernel"
-"""``str``, the operator pattern and kernel that a lowered node stands for; written by ``emit-inductor``."""
+"""``str``, the operator pattern and kernel that a lowered node stands for; written by ``emit-inductor``,
+and by passes that put another kernel in its place."""
 PACK_KEY: Final = "lowbit.pack"
 """``True`` on the calls that pack a weight, their first argument; written by kernels, read by
 ``pack-weights``."""

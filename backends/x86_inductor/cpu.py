@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-__all__ = ["LIMITS", "has_float16", "has_vnni", "is_x86", "writes_bfloat16"]
+__all__ = ["LIMITS", "convolves_faster", "has_float16", "has_vnni", "is_x86", "writes_bfloat16"]
 
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment variables that lower what oneDNN uses, in the order in which it asks for them."""
@@ -47,6 +47,19 @@ def writes_bfloat16() -> bool:
 
     Without it, reference code does in their place, which takes a hundred times as long.
     """
+    return _has_avx512()
+
+
+def convolves_faster() -> bool:
+    """Whether oneDNN convolves int8 faster here than it multiplies matrices of it.
+
+    Measured on CPUs with AVX2 alone; with VNNI matrices have kernels of another kind, and AVX-512 without it
+    was not measured.
+    """
+    return not has_vnni() and not _has_avx512()
+
+
+def _has_avx512() -> bool:
     can = torch.cpu.get_capabilities()
     limit = _limit()
     if limit in {"SSE41", "AVX"} or limit.startswith("AVX2"):

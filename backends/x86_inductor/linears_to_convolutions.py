@@ -1,4 +1,4 @@
-"""``linears-to-convolutions``: linears as convolutions of one tap, on CPUs without VNNI."""
+"""``linears-to-convolutions``: linears as convolutions of one tap, on CPUs with AVX2 alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
 from ...passes.contracts import EXACT, Contract
-from .cpu import has_vnni
+from .cpu import convolves_faster
 from .linear import size_arguments
 from .post_operators import AFTER_CONVOLUTION
-from .prepack import QCONV_PREPACK
+from .prepack import QCONV_PREPACK, QLINEAR_PREPACK
 
 __all__ = ["LinearsToConvolutions"]
 
@@ -37,16 +37,16 @@ _OWN: Final = frozenset({ID_KEY, KERNEL_KEY, ORIGIN_KEY, STANDS_FOR_KEY})
 @register_pass
 @attrs.frozen
 class LinearsToConvolutions:
-    """Lets the kernel of convolutions compute int8 linears, where the CPU has no VNNI.
+    """Lets the kernel of convolutions compute int8 linears, where the CPU has AVX2 alone.
 
     A linear is a convolution of one tap over an image of one line, with a pixel a row. oneDNN multiplies int8
-    matrices by other code than it convolves with, and without VNNI that is the slower one. Measured with one
+    matrices by other code than it convolves with, and on such CPUs that is the slower one. Measured with one
     thread on a CPU with AVX2: one row, 1280 to 1000, takes 0.07 ms rather than 0.24, and float32 0.13; 128
     rows, 384 to 1536, 1.0 ms rather than 1.2. The numbers are the same to the bit.
 
     Linears stay as they are whose scale the run tells (dynamic quantization), whose weight is not constant,
     that give bfloat16 or add a bias of it, or behind which is a post-operator that the other kernel does not
-    know. With VNNI all of them do.
+    know. With VNNI or AVX-512 all of them do.
     """
 
     name: ClassVar[str] = "linears-to-convolutions"
@@ -57,7 +57,7 @@ class LinearsToConvolutions:
 
     def run(self, gm: GraphModule, context: PassContext) -> bool:
         """Rewrite in place."""
-        if has_vnni():
+        if not convolves_faster():
             return False
         filters = _Filters(gm)
         runs_at: dict[str, str] = {}
@@ -103,7 +103,7 @@ class _Linear:
         # The two round the sum with a bias of bfloat16 differently.
         added = None if self.bias is None else self.bias.meta.get("val")
         same = not isinstance(added, torch.Tensor) or added.dtype is torch.float32
-        return known and same and filters.can_have(self.weight) and self.batch_sizes() is not None
+        return known and same and filters.can_have(self.packed) and self.batch_sizes() is not None
 
     def batch_sizes(self) -> list[int | torch.SymInt] | None:
         """The sizes of its input without the last; None where nothing tells them."""
@@ -134,7 +134,7 @@ def _rewrite(linear: _Linear, filters: _Filters) -> dict[str, str]:
         result = graph.call_function(_aten.reshape.default, (rows, sizes))
     for new in (line, image, convolution, rows, result):
         new.meta = {key: kept for key, kept in node.meta.items() if key not in _OWN and key != "val"}
-    result.meta[STANDS_FOR_KEY] = node.meta.get(STANDS_FOR_KEY, node.name)
+    result.meta[STANDS_FOR_KEY] = node.name
     if "val" in node.meta:
         result.meta["val"] = node.meta["val"]
     runs_at: dict[str, str] = {}
@@ -173,9 +173,13 @@ class _Filters:
         self._stored: dict[str, str] = {}
         self._packed: dict[Hashable, Node] = {}
 
-    def can_have(self, weight: Node) -> bool:
-        """Whether ``weight`` is constant."""
-        return weight in self._constant
+    def can_have(self, packed: Node) -> bool:
+        """Whether ``packed`` packs a constant weight, of more than one input.
+
+        Of one, the image would be in every layout, and the compiler takes another one than the kernel.
+        """
+        weight = packed.args[0] if packed.target is QLINEAR_PREPACK else None
+        return isinstance(weight, Node) and weight in self._constant and self.shape(weight)[1] > 1
 
     def shape(self, weight: Node) -> torch.Size:
         """Output and input features."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from ...ir.attributes import find_attribute, get_tensor, set_tensor
+from ...ir.attributes import find_attribute, get_tensor, is_constant, set_tensor
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .cpu import writes_bfloat16
 from .saturation import refuses_saturation
@@ -59,7 +59,7 @@ def bias_parameter(call: KernelCall) -> Node | None:
     is a constant of the module: ``fc.bias_float32``.
     """
     bias = call.float("bias")
-    if bias is None or bias.op != "get_attr" or writes_bfloat16():
+    if bias is None or writes_bfloat16() or not is_constant(bias):
         return bias
     value = get_tensor(call.gm, str(bias.target))
     if value.dtype is not torch.bfloat16:

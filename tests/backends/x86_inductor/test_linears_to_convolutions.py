@@ -19,9 +19,14 @@ from lowbit import (
     lower_pt2e,
     prepare_pt2e,
 )
-from lowbit.backends.x86_inductor import X86_INDUCTOR, linears_to_convolutions, requantize
+from lowbit.backends.x86_inductor import (
+    X86_INDUCTOR,
+    LinearsToConvolutions,
+    linears_to_convolutions,
+    requantize,
+)
 from lowbit.ir.meta import KERNEL_KEY
-from lowbit.passes import PropagateBf16
+from lowbit.passes import PassManager, Pipeline, PropagateBf16
 from lowbit.tools.lowering_report import lowering_report
 from torch import Tensor, nn
 from torch.export import Dim
@@ -34,9 +39,9 @@ APART = X86_INDUCTOR.lower.without(NAME)
 
 
 @pytest.fixture(autouse=True)
-def without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers are right on every CPU; it is faster on those."""
-    monkeypatch.setattr(linears_to_convolutions, "has_vnni", lambda: False)
+    monkeypatch.setattr(linears_to_convolutions, "convolves_faster", lambda: True)
 
 
 def converted(model: nn.Module, *inputs: Any, is_dynamic: bool = False, **export: Any) -> GraphModule:
@@ -124,8 +129,8 @@ def test_the_decisions_name_the_kernel_that_is_there() -> None:
     assert all(node.target is QCONV for node in kernels.values())
 
 
-def test_with_vnni_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linears_to_convolutions, "has_vnni", lambda: True)
+def test_on_other_cpus_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears_to_convolutions, "convolves_faster", lambda: False)
     x = torch.randn(3, 8)
     lowered = lower_pt2e(converted(Layers(F.relu, (8, 16, 4), bias=True), x))
     assert (count(lowered, QCONV), count(lowered, QLINEAR)) == (0, 2)
@@ -167,9 +172,8 @@ def test_a_weight_is_packed_once_a_layout() -> None:
     lowered = assert_same_bits(converted(Tied(), x), [x])
     assert count(lowered, QCONV) == 3
     # One for activations with zero point 0, one for those with another, whatever their scales are.
-    packed = [name for name in lowered.state_dict() if name.endswith("packed")]
     zero_points = {bool(node.args[2]) for node in lowered.graph.nodes if node.target is QCONV}
-    assert len(packed) <= len(zero_points)
+    assert len([name for name in lowered.state_dict() if "_packed" in name]) == len(zero_points) == 2
     # Nothing is left of the layout that no kernel reads.
     assert not [name for name in lowered.state_dict() if name.endswith(("weight_int8", "filter"))]
 
@@ -211,3 +215,46 @@ def test_in_bodies_of_control_flow() -> None:
         for sign in (1, -1):
             assert torch.equal(now(sign * x), before(sign * x))
             torch.testing.assert_close(compiled(sign * x), now(sign * x), rtol=0, atol=0)
+
+
+def test_sizes_that_the_run_tells_compile() -> None:
+    torch.manual_seed(0)
+    for features in (1, 2, 8):
+        x = torch.randn(5, features)
+        model = converted(nn.Linear(features, 8), x, dynamic_shapes=({0: Dim("n")},))
+        lowered = lower_pt2e(model)
+        # An image of one channel and one row is in every layout, and Inductor takes another than the kernel.
+        assert count(lowered, QCONV) == (features > 1)
+        torch._dynamo.reset()
+        compiled = torch.compile(lowered, dynamic=True)
+        with torch.no_grad():
+            for rows in (5, 3, 9):
+                y = torch.randn(rows, features)
+                torch.testing.assert_close(compiled(y), lowered(y), rtol=0, atol=0)
+
+
+def test_packed_weights_stay() -> None:
+    x = torch.randn(3, 8)
+    packed = lower_pt2e(converted(Layers(F.relu, (8, 16, 4), bias=True), x), pipeline=APART)
+    again = PassManager(()).run(packed, Pipeline((LinearsToConvolutions(),)))
+    assert (count(again, QCONV), count(again, QLINEAR)) == (0, 2)
+
+
+def test_merged_linears() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    lowered = assert_same_bits(converted(Attention(), x), [x])
+    assert count(lowered, QCONV) == 2
+    runs_at = {d.node: d.runs_at for d in decisions(lowered) if d.target == "aten.linear.default"}
+    whole = runs_at.pop("linear_3"), *set(runs_at.values())
+    assert len(whole) == 2
+    targets = {node.name: node.target for node in lowered.graph.nodes}
+    assert [targets[name] for name in whole] == [QCONV, QCONV]

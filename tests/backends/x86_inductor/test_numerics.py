@@ -27,6 +27,7 @@ from lowbit import (
     prepare_pt2e,
 )
 from lowbit.backends.x86_inductor import has_vnni
+from lowbit.backends.x86_inductor.cpu import convolves_faster
 from lowbit.ir import quantized_decomposed as qd
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -160,7 +161,8 @@ def draw_linear(rng: random.Random) -> Case:
     if len(shape) > 1 and rng.random() < 0.4:
         x = torch.randn(*shape[:-2], n_in, shape[-2]).transpose(-1, -2)
     linear = nn.Linear(n_in, n_out, bias=rng.random() < 0.7)
-    return Case(Linear(linear, relu=rng.random() < 0.5), (x,), QLINEAR if has_vnni() else QCONV)
+    kernel = QCONV if convolves_faster() and n_in > 1 else QLINEAR
+    return Case(Linear(linear, relu=rng.random() < 0.5), (x,), kernel)
 
 
 def quantize(
