@@ -3,7 +3,8 @@
 Inductor's lowerings of the operator ask for a weight that freezing made a constant of the compiled graph, and
 stop with an assertion on any other. Nothing behind them needs that but autotuning, so for weights that are
 inputs of the graph the same extern kernels are built here. What bodies of ``cond`` and the like ask of
-lowerings besides is added to those of all of these operators, and that convolutions may write int8.
+lowerings besides is added to those of all of these operators, and what convolutions write: int8, and channels
+last, where Inductor takes it to be otherwise.
 
 This is the one module that uses Inductor's lowering table and its oneDNN nodes;
 ``tests/backends/x86_inductor/test_inductor_lowerings.py`` says when they move.
@@ -35,8 +36,8 @@ def register_lowerings() -> None:
     # Inductor takes a second to import, which only those who lower pay.
     from torch._inductor.mkldnn_ir import QLinearPointwiseBinaryPT2E, QLinearPointwisePT2E
 
-    for op in _QCONVS[:2]:
-        _tell_int8(op)
+    for op in (torch.ops.onednn.qconv_pointwise.default, torch.ops.onednn.qconv_pointwise.tensor):
+        _tell_layout(op)
     _register(_qlinear.default, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.tensor, QLinearPointwisePT2E.create, rows=1)
     _register(_qlinear.binary, QLinearPointwiseBinaryPT2E.create, rows=2)
@@ -44,11 +45,12 @@ def register_lowerings() -> None:
         _lower_in_bodies(op)
 
 
-def _tell_int8(op: Any) -> None:
-    """Let the convolution ``op`` be known to write int8 where it does.
+def _tell_layout(op: Any) -> None:
+    """Let the layout of what the convolution ``op`` writes be known.
 
     Inductor takes its result to be of the dtype of its input, uint8, but for floats. Then what reads the
-    result as uint8 is handed int8.
+    result as uint8 is handed int8. And of images of one channel, if sizes are dynamic, it takes the result to
+    lie as they do; with a packed weight it lies channels-last, always.
     """
     from torch._inductor import lowering
 
@@ -57,11 +59,23 @@ def _tell_int8(op: Any) -> None:
 
     def lower_here(*arguments: Any, **named: Any) -> Any:
         result = lower(*arguments, **named)
+        layout = result.get_layout()
         if (dict(zip(names, arguments, strict=False)) | named)["output_dtype"] is torch.int8:
-            result.get_layout().dtype = torch.int8
+            layout.dtype = torch.int8
+        layout.stride = _channels_last(layout.size)
         return result
 
     lowering.lowerings[op] = lower_here
+
+
+def _channels_last(sizes: list[Any]) -> list[Any]:
+    """The strides of sizes that may be symbolic, channels in dimension 1."""
+    strides: list[Any] = [1] * len(sizes)
+    inner: Any = sizes[1]
+    for dim in (*range(len(sizes) - 1, 1, -1), 0):
+        strides[dim] = inner
+        inner = inner * sizes[dim]
+    return strides
 
 
 def _lower_in_bodies(op: Any) -> None:

@@ -174,12 +174,8 @@ class _Filters:
         self._packed: dict[Hashable, Node] = {}
 
     def can_have(self, packed: Node) -> bool:
-        """Whether ``packed`` packs a constant weight, of more than one input.
-
-        Of one, the image would be in every layout, and the compiler takes another one than the kernel.
-        """
-        weight = packed.args[0] if packed.target is QLINEAR_PREPACK else None
-        return isinstance(weight, Node) and weight in self._constant and self.shape(weight)[1] > 1
+        """Whether ``packed`` packs a constant weight, rather than to be packed already."""
+        return packed.target is QLINEAR_PREPACK and packed.args[0] in self._constant
 
     def shape(self, weight: Node) -> torch.Size:
         """Output and input features."""

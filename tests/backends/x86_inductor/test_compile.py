@@ -98,6 +98,23 @@ def test_any_batch_size_of_one_export(run_flow: RunFlow) -> None:
         assert_equal_on((torch.randn(size, 3, 32, 32),), flow.lowered, compiled)
 
 
+def test_images_of_one_channel_of_any_batch_size(run_flow: RunFlow) -> None:
+    """They lie in every layout at once; what the kernel writes does not."""
+
+    class Digits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.pointwise = nn.Conv2d(1, 6, 3), nn.Conv2d(1, 5, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.first(x), F.relu(self.pointwise(x))
+
+    flow = run_flow(Digits(), torch.randn(3, 1, 28, 28), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    compiled = torch.compile(flow.lowered)
+    for size in (3, 5, 1):
+        assert_equal_on((torch.randn(size, 1, 28, 28),), flow.lowered, compiled)
+
+
 class ReadAgain(nn.Module):
     """Residuals that others read too: the compiler must not let the kernel overwrite them."""
 

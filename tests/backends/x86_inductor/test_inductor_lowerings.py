@@ -24,12 +24,15 @@ QCONV_ADD = torch.ops.onednn.qconv2d_pointwise.binary
 def test_what_is_relied_on_of_inductor() -> None:
     from torch._inductor import lowering, mkldnn_ir, virtualized
     from torch._inductor.graph import SubgraphLowering
-    from torch._inductor.ir import TensorBox
+    from torch._inductor.ir import FixedLayout, TensorBox
 
     assert QLINEAR in lowering.lowerings
     assert callable(lowering.view)
     assert "type_promotion_kind" in inspect.signature(lowering.register_lowering).parameters
     assert callable(TensorBox.create)
+    layout = FixedLayout(torch.device("cpu"), torch.uint8, [2, 3], [3, 1])
+    layout.dtype, layout.stride = torch.int8, [1, 2]
+    assert (layout.dtype, list(layout.size), list(layout.stride)) == (torch.int8, [2, 3], [1, 2])
     assert hasattr(virtualized.V, "graph")
     assert isinstance(SubgraphLowering, type)
     assert list(inspect.signature(lowering.full).parameters)[:2] == ["size", "fill_value"]

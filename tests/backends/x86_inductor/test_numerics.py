@@ -161,7 +161,7 @@ def draw_linear(rng: random.Random) -> Case:
     if len(shape) > 1 and rng.random() < 0.4:
         x = torch.randn(*shape[:-2], n_in, shape[-2]).transpose(-1, -2)
     linear = nn.Linear(n_in, n_out, bias=rng.random() < 0.7)
-    kernel = QCONV if convolves_faster() and n_in > 1 else QLINEAR
+    kernel = QCONV if convolves_faster() else QLINEAR
     return Case(Linear(linear, relu=rng.random() < 0.5), (x,), kernel)
 
 
