@@ -17,7 +17,6 @@ from .errors import GraphInputError, StageError
 from .ir.location import locate
 from .ir.stages import Stage, get_stage
 from .ir.wording import with_article
-from .passes import PackWeights, PassManager, Pipeline
 
 __all__ = ["exported_inputs", "package_pt2e"]
 
@@ -27,15 +26,19 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
 
     ::
 
-        package_pt2e(lower_pt2e(converted), "model.pt2")
+        lowered = lower_pt2e(converted, pack_weights=False)
+        package_pt2e(lowered, "model.pt2")
         run = torch._inductor.aoti_load_package("model.pt2")  # or from C++; needs torch, not lowbit
         logits = run(images)
 
-    Inputs have the shapes that the model was exported with, dynamic where it was exported so. The file is for
-    CPUs like this one: it has code for their instructions, and weights in the layout of their kernels.
+    Inputs have the shapes that the model was exported with, dynamic where it was exported so.
+
+    The file holds the integer weights as they are, since oneDNN's own layout can be neither saved nor loaded:
+    each call of the model packs them again. ``torch.compile`` of a model with packed weights
+    does not.
 
     Args:
-        model: what ``lower_pt2e`` returned; it is not changed. Weights that are not packed are, in the file.
+        model: what ``lower_pt2e(converted, pack_weights=False)`` returned.
         path: where to write to; ends in ``.pt2``.
 
     Returns:
@@ -43,37 +46,28 @@ def package_pt2e(model: GraphModule, path: str | PathLike[str]) -> str:
 
     Raises:
         StageError: ``model`` is not lowered.
-        GraphInputError: ``path`` has another ending; an input is no tensor or number.
+        GraphInputError: its weights are packed; ``path`` has another ending; an input is no tensor or number.
     """
     if not isinstance(model, GraphModule) or get_stage(model) is not Stage.LOWERED:
         raise StageError(
             "a model that is not lowered was to be packaged",
-            hint="pass what lower_pt2e(converted) returns",
+            hint="pass what lower_pt2e(converted, pack_weights=False) returns",
+        )
+    if any(tensor.is_mkldnn for tensor in (*model.buffers(), *model.parameters())):
+        raise GraphInputError(
+            "the weights of the model are packed for this process, and cannot be written to a file",
+            hint="lower it again: lower_pt2e(converted, pack_weights=False)",
         )
     file = fspath(path)
     if not file.endswith(".pt2"):
         raise GraphInputError(f"a package was to be written to {file!r}", hint="give it the ending .pt2")
-    args, kwargs, _ = exported_inputs(model)
-    packed = PassManager(()).run(model, Pipeline((PackWeights(),)))
-    _make_parameters(packed)
-    # Inductor takes a second to import, which only those who compile pay.
-    from torch._inductor import aot_compile
-    from torch._inductor.package.package import package_aoti
+    args, kwargs, dynamic = exported_inputs(model)
+    with torch.no_grad():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+        # Inductor takes a second to import, which only those who compile pay.
+        from torch._inductor import aoti_compile_and_package
 
-    # Packed tensors that could have gradients stop what knows no kernels for them: calls that write in place.
-    with torch.inference_mode():
-        files: Any = aot_compile(packed, args, kwargs, options={"aot_inductor.package": True})
-    package_aoti(file, files)
-    return file
-
-
-def _make_parameters(model: GraphModule) -> None:
-    """Make packed weights parameters: of buffers AOTInductor makes copies first, which these cannot do."""
-    for module in model.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_mkldnn:
-                delattr(module, name)
-                module.register_parameter(name, torch.nn.Parameter(buffer, requires_grad=False))
+        return aoti_compile_and_package(program, package_path=file)
 
 
 def exported_inputs(model: GraphModule) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -78,7 +78,7 @@ def packaged(model: nn.Module, batches: list[Tensor]) -> Built:
     converted = _converted(lowbit_flow(), model, batches)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        lowered = lower_pt2e(converted)
+        lowered = lower_pt2e(converted, pack_weights=False)
         run = torch._inductor.aoti_load_package(package_pt2e(lowered, Path(folder) / "model.pt2"))
         took = time.perf_counter() - start
     return Built(lambda: run(batches[0]), took, _coverage(lowered))

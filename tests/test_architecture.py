@@ -39,10 +39,9 @@ PUBLIC_IN_PRACTICE = ("torch._ops", "torch._subclasses.fake_tensor", "torch.util
 # Other private interfaces may move with any release, so each is behind one module, named here with why it is
 # needed at all. A test beside that module says what breaks when it moves.
 PRIVATE_TORCH = {
-    ("lowbit.aot_package", "torch._inductor.aot_compile"): (
-        "compiles ahead of time; documented is what takes exported programs, which hold no packed weights"
+    ("lowbit.aot_package", "torch._inductor.aoti_compile_and_package"): (
+        "compiles ahead of time; documented by torch, and nowhere else"
     ),
-    ("lowbit.aot_package", "torch._inductor.package"): "puts what it compiled into one file",
     ("lowbit.ir.quantized_decomposed", "torch.ao.quantization.fx._decomposed"): (
         "registers the quantized_decomposed operators; Inductor imports it too"
     ),

@@ -27,7 +27,7 @@ def save_program(converted: GraphModule, path: Path) -> None:
 
 
 def save_package(lowered: GraphModule, path: Path) -> None:
-    """Write a lowered model, compiled by AOTInductor."""
+    """Write a lowered model whose weights are not packed, compiled by AOTInductor."""
     with written_whole(path) as draft, _without_torchs_own_warnings():
         package_pt2e(lowered, draft)
 
