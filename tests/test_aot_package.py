@@ -100,3 +100,36 @@ def test_what_is_relied_on_of_inductor() -> None:
     assert next(iter(parameters)) == "exported_program"
     assert parameters["package_path"].kind is inspect.Parameter.KEYWORD_ONLY
     assert callable(torch._inductor.aoti_load_package)
+
+
+class Residuals(nn.Module):
+    """Blocks behind each other, the last one with a stride: accumulators that kernels wrote in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.end = (
+            nn.Conv2d(3, 16, 3),
+            nn.Conv2d(16, 32, 1, 2),
+            nn.Conv2d(16, 32, 3, 2, 1),
+        )
+        self.a, self.b, self.c = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem(x))
+        y = F.relu(self.a(y) + y)
+        y = F.relu(self.c(F.relu(self.b(y))) + y)
+        return F.relu(self.end(y) + self.down(y))
+
+
+def test_residuals_behind_each_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 18, 18)
+    exported = torch.export.export(Residuals().eval(), (x,)).module()
+    preset = get_default_x86_inductor_quantization_config(reduce_range=True)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(preset))
+    with torch.no_grad():
+        prepared(x)
+        lowered = lower_pt2e(convert_pt2e(prepared), pack_weights=False)
+        run = torch._inductor.aoti_load_package(package_pt2e(lowered, tmp_path / "model.pt2"))
+        for factor in (1, 5):
+            torch.testing.assert_close(run(factor * x), lowered(factor * x), rtol=0, atol=1e-5)
