@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Final, cast
 
 import attrs
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
 from ...ir.attributes import FreeNames, constants, delete_unused, get_tensor, set_tensor
@@ -18,6 +17,7 @@ from ...passes import PassContext, register_pass
 from ...passes.contracts import EXACT, Contract
 from .cpu import convolves_faster
 from .linear import size_arguments
+from .operands import constant_like
 from .post_operators import AFTER_CONVOLUTION
 from .prepack import QCONV_PREPACK, QLINEAR_PREPACK
 
@@ -199,10 +199,4 @@ class _Filters:
         if target not in self._stored:
             self._stored[target] = self._names.fresh(f"{target}_filter")
             set_tensor(self._gm, self._stored[target], taps)
-        node = weight.graph.get_attr(self._stored[target])
-        node.meta = {key: kept for key, kept in weight.meta.items() if key not in _OWN}
-        value = weight.meta.get("val")
-        if isinstance(value, FakeTensor):
-            with value.fake_mode:
-                node.meta["val"] = torch.empty(taps.shape, dtype=taps.dtype, device=taps.device)
-        return node
+        return constant_like(weight.graph, self._stored[target], taps, weight)

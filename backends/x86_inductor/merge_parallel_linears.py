@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Final, cast
 
 import attrs
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
 from ...ir.attributes import FreeNames, delete_unused, get_tensor, set_tensor
@@ -17,6 +16,7 @@ from ...ir.stages import Stage
 from ...ir.sweep import erase_unread
 from ...passes import PassContext, register_pass
 from ...passes.contracts import EXACT, Contract
+from .operands import constant_like
 from .parallel_linears import BIAS, WEIGHT, Slices, parallel_linears, parameters
 from .prepack import QLINEAR_PREPACK
 
@@ -118,10 +118,4 @@ class _Constants:
     def _stored(self, tensor: torch.Tensor, like: Node) -> Node:
         target = self._names.fresh(f"{like.target}_merged")
         set_tensor(self._gm, target, tensor)
-        new = self._gm.graph.get_attr(target)
-        new.meta = {k: v for k, v in like.meta.items() if k not in _OWN}
-        value = like.meta.get("val")
-        if isinstance(value, FakeTensor):
-            with value.fake_mode:
-                new.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        return new
+        return constant_like(self._gm.graph, target, tensor, like)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
-from torch.fx import Node
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Graph, Node
 
 from ...ir.attributes import find_attribute, get_tensor, is_constant, set_tensor
+from ...ir.meta import ID_KEY, KERNEL_KEY, ORIGIN_KEY
 from ...matchers.operator_pattern import KernelCall, QuantizedOperand, Refusal
 from .cpu import writes_bfloat16
 from .saturation import refuses_saturation
 
-__all__ = ["bias_parameter", "refuses_operands", "weight_parameters"]
+__all__ = ["bias_parameter", "constant_like", "refuses_operands", "weight_parameters"]
+
+_OWN: Final = frozenset({ID_KEY, KERNEL_KEY, ORIGIN_KEY})
+"""What says who a node is."""
 
 
 def refuses_operands(call: KernelCall) -> Refusal | None:
@@ -65,6 +72,17 @@ def bias_parameter(call: KernelCall) -> Node | None:
     if value.dtype is not torch.bfloat16:
         return bias
     return _constant(call, f"{bias.target}_float32", value.detach().float())
+
+
+def constant_like(graph: Graph, target: str, tensor: torch.Tensor, like: Node) -> Node:
+    """A node that reads the attribute ``target``, which is ``tensor``, with the metadata of ``like``."""
+    node = graph.get_attr(target)
+    node.meta = {key: kept for key, kept in like.meta.items() if key not in _OWN}
+    value = like.meta.get("val")
+    if isinstance(value, FakeTensor):
+        with value.fake_mode:
+            node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return node
 
 
 def _constant(call: KernelCall, target: str, value: torch.Tensor) -> Node:

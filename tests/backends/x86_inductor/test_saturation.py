@@ -171,6 +171,7 @@ warnings.simplefilter("ignore", lowbit.errors.SaturationWarning)
 torch.manual_seed(0)
 model, x = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU()).eval(), 3 * torch.rand(8, 64)
 torch.nn.init.uniform_(model[0].weight, 0.9, 1)
+# Under this limit linears have the kernel of convolutions.
 for reduce_range in (False, True):
     preset = lowbit.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
     exported = torch.export.export(model, (x,)).module()
